@@ -1,0 +1,78 @@
+//! A model that runs: stacks of layers, the token batches they read, the caches they keep.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use luthier_ops::attention::KvCache;
+use luthier_ops::cross_entropy::Targets;
+use luthier_ops::Weight;
+use serde_json::{Map, Value};
+
+use crate::Result;
+
+// b batch, t tokens, m width, v vocabulary
+
+/// Token ids of several rows of equal length.
+#[derive(Clone, Debug)]
+pub struct TokenBatch {
+    /// `[b * t]`, row-major.
+    pub ids: Vec<u32>,
+    /// b.
+    pub rows: usize,
+    /// Document number of each token (`[b * t]`); tokens attend within their document, positions restart with it.
+    /// `u32::MAX` is padding. None: each row is one document.
+    pub segments: Option<Arc<Vec<u32>>>,
+}
+
+/// What the encoder made of its input.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// [b, s, m].
+    pub states: Tensor,
+    /// Document numbers, as in [`TokenBatch`]; a decoder row's document reads the encoder's document of that number.
+    pub segments: Option<Arc<Vec<u32>>>,
+}
+
+/// Keys and values of one sequence batch, per layer.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    /// Self-attention, one per layer.
+    pub layers: Vec<KvCache>,
+    /// Cross-attention, one per layer, filled by the first decoder step.
+    pub cross: Vec<KvCache>,
+}
+
+/// A decoder-only or encoder-decoder model.
+pub trait Model: Send + Sync {
+    /// Its config.json.
+    fn config(&self) -> &Map<String, Value>;
+    /// Its weights in layout order, tied ones once.
+    fn weights(&self) -> &[Weight];
+    /// Where it computes.
+    fn device(&self) -> &Device;
+    /// v.
+    fn vocab_size(&self) -> usize;
+    /// Tokens that its positions reach, where the config says so.
+    fn context_length(&self) -> Option<usize>;
+    /// The first decoder token of an encoder-decoder; none for a decoder-only model.
+    fn decoder_start_token(&self) -> Option<u32>;
+    /// Whether it has an encoder.
+    fn is_encoder_decoder(&self) -> bool;
+    /// Runs the encoder. An error for a decoder-only model.
+    fn encode(&self, tokens: &TokenBatch) -> Result<Encoded>;
+    /// Runs the (decoder) stack: final-normed states [b, t, m] of `tokens`, which continue what the cache holds.
+    fn hidden(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor>;
+    /// states: [.., m] -> logits [.., v].
+    fn logits(&self, states: &Tensor) -> Result<Tensor>;
+    /// states: [n, m] -> weighted mean cross-entropy, without the logits standing whole in memory.
+    fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor>;
+    /// How many layers, from the first on, drop their activations and recompute them in the backward pass.
+    fn set_recomputed_layers(&mut self, n_layers: usize);
+    /// Number of layers that `set_recomputed_layers` counts.
+    fn n_layers(&self) -> usize;
+}

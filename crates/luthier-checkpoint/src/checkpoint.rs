@@ -1,0 +1,50 @@
+//! A model as a value: config, tensors by name, tokenizer and side files, wherever they lie.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use luthier_kernels::bytes::SharedBytes;
+use serde_json::{Map, Value};
+
+use crate::{Dtype, Result};
+
+/// Name, type and shape of one tensor, from headers alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name in Hugging Face terms.
+    pub name: String,
+    /// How it is stored.
+    pub dtype: Dtype,
+    /// Outermost axis first, as in safetensors.
+    pub shape: Vec<usize>,
+}
+
+/// Something that holds tensors under Hugging Face names: a folder, or a GGUF file seen through its architecture.
+pub trait TensorSource: Send + Sync {
+    /// All tensors, in file order.
+    fn infos(&self) -> &[TensorInfo];
+    /// The bytes of one tensor; shared with the mapped file where it is stored as wanted.
+    fn read(&self, name: &str) -> Result<SharedBytes>;
+}
+
+/// A small file that travels with the weights unchanged (`generation_config.json`, `chat_template.jinja`, ...).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideFile {
+    /// Its name inside the folder.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A model.
+#[derive(Clone)]
+pub struct Checkpoint {
+    /// The folder or file it was read from.
+    pub place: PathBuf,
+    /// config.json, key order kept. For a GGUF file: what its architecture made of the metadata.
+    pub config: Map<String, Value>,
+    /// The weights.
+    pub tensors: Arc<dyn TensorSource>,
+    /// Everything else that a folder of this model holds: tokenizer.json, tokenizer_config.json, templates, ...
+    pub side_files: Vec<SideFile>,
+}

@@ -1,0 +1,43 @@
+//! What can be wrong with a checkpoint; each message names the file, tensor or key, what was wanted and what came.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error about a checkpoint on disk or on a hub.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused to read or write.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file that is not what its format says.
+    #[error("{path}: {what}", path = path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was wanted, what came, what to do.
+        what: String,
+    },
+    /// A tensor that is missing, has another shape or type than wanted, or holds bad values.
+    #[error("tensor {name}: {what}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What was wanted, what came, what to do.
+        what: String,
+    },
+    /// A key of config.json (or of GGUF metadata) that is missing or makes no sense.
+    #[error("config key {key}: {what}")]
+    Config {
+        /// The key.
+        key: String,
+        /// What was wanted, what came, what to do.
+        what: String,
+    },
+}

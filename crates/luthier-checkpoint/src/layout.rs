@@ -1,0 +1,139 @@
+//! The layout of a model: every weight's name, shape, role, and the space of each axis. Surgery works on layouts and
+//! names no architecture.
+
+/// What an axis ranges over. Axes of one space in one stack are cut, grown or permuted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// The residual stream.
+    Residual,
+    /// Query heads times head width.
+    Heads,
+    /// Key/value heads times head width.
+    KvHeads,
+    /// One head.
+    HeadDim,
+    /// The feed-forward block's inner width.
+    Ffn,
+    /// Tokens.
+    Vocab,
+}
+
+/// Which stack of layers a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StackKind {
+    /// The stack that predicts tokens; the only one of a decoder-only model.
+    Decoder,
+    /// The stack that reads the input of an encoder-decoder.
+    Encoder,
+}
+
+/// One of an attention's projections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Projection {
+    Query,
+    Key,
+    Value,
+    Output,
+}
+
+/// What a tensor does inside its layer or stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Token embedding.
+    Embedding,
+    /// Output projection, where it is not the embedding.
+    Head,
+    /// The norm after the last layer.
+    FinalNorm,
+    /// A projection of self-attention, its weight.
+    SelfAttention(Projection),
+    /// A projection of self-attention, its bias.
+    SelfAttentionBias(Projection),
+    /// A projection of cross-attention, its weight.
+    CrossAttention(Projection),
+    /// A projection of cross-attention, its bias.
+    CrossAttentionBias(Projection),
+    /// Per-head norm of queries (`Query`) or keys (`Key`) in self-attention.
+    SelfAttentionHeadNorm(Projection),
+    /// Per-head norm of queries or keys in cross-attention.
+    CrossAttentionHeadNorm(Projection),
+    /// Norm before self-attention.
+    SelfAttentionNorm,
+    /// Norm after self-attention, before the residual sum.
+    SelfAttentionPostNorm,
+    /// Norm before cross-attention.
+    CrossAttentionNorm,
+    /// Norm after cross-attention, before the residual sum.
+    CrossAttentionPostNorm,
+    /// Norm before the feed-forward block.
+    FeedForwardNorm,
+    /// Norm after the feed-forward block, before the residual sum.
+    FeedForwardPostNorm,
+    /// Gate projection of a gated feed-forward block.
+    Gate,
+    /// Up projection.
+    Up,
+    /// Down projection.
+    Down,
+    /// Bias of gate, up or down.
+    GateBias,
+    /// Bias of the up projection.
+    UpBias,
+    /// Bias of the down projection.
+    DownBias,
+}
+
+/// Where a tensor stands: stack, layer, part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Role {
+    /// Its stack.
+    pub stack: StackKind,
+    /// Its layer; none for embeddings, heads and final norms.
+    pub layer: Option<usize>,
+    /// What it does there.
+    pub part: Part,
+}
+
+/// One weight that a model of this config has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name in its checkpoint.
+    pub name: String,
+    /// Outermost axis first.
+    pub shape: Vec<usize>,
+    /// The space of each axis.
+    pub spaces: Vec<Space>,
+    /// Where it stands.
+    pub role: Role,
+}
+
+/// A second name under which files may carry a weight again (a tied head, an encoder's shared embedding).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tie {
+    /// The name that may be absent.
+    pub name: String,
+    /// The weight that it equals.
+    pub target: String,
+}
+
+/// All weights that a model of one config has.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Layout {
+    /// In forward order.
+    pub tensors: Vec<TensorSpec>,
+    /// Names that are the same weight.
+    pub ties: Vec<Tie>,
+}
+
+impl Layout {
+    /// The weight that stands at `role`.
+    pub fn at(&self, role: Role) -> Option<&TensorSpec> {
+        self.tensors.iter().find(|tensor| tensor.role == role)
+    }
+
+    /// Number of values of all weights, each tied one counted once.
+    pub fn parameters(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+}

@@ -1,0 +1,136 @@
+//! Scaled dot-product attention with grouped keys: causal, full, sliding, across packed documents, soft-capped, cached.
+//!
+//! `o = softmax(cap(scale * q k^T) + mask) v`, `cap(s) = c tanh(s / c)` (Gemma 2, arXiv:2408.00118).
+
+use candle_core::{Result, Tensor};
+
+// b batch, t query tokens, s key tokens, h query heads, k key/value heads (h a multiple of k), d head width
+
+/// Which keys a query sees, and how scores are formed.
+#[derive(Clone, Debug)]
+pub struct AttentionSpec {
+    /// Factor on the scores, usually 1/sqrt(d).
+    pub scale: f64,
+    /// `c` of the soft cap.
+    pub softcap: Option<f64>,
+    /// Keys after the query are hidden.
+    pub causal: bool,
+    /// Keys `window` or more positions away are hidden (behind only when causal, on both sides otherwise).
+    pub window: Option<usize>,
+    /// Position of the first query among the keys (the cached length); 0 without a cache.
+    pub query_offset: usize,
+    /// `[b * t]` and `[b * s]` document numbers: a query sees keys of its own document only. None: all one document.
+    /// Key number `u32::MAX` is padding and hidden from all; a row that sees nothing gives zeros.
+    pub segments: Option<(std::sync::Arc<Vec<u32>>, std::sync::Arc<Vec<u32>>)>,
+}
+
+/// Keys and values of the tokens so far, per layer, growing in place.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    keys: Option<Tensor>,
+    values: Option<Tensor>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new() -> KvCache {
+        KvCache::default()
+    }
+
+    /// Cached tokens.
+    pub fn len(&self) -> usize {
+        self.keys.as_ref().map_or(0, |keys| keys.dims()[1])
+    }
+
+    /// Whether nothing is cached yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends k, v: [b, t, k, d].
+    pub fn append(&mut self, k_btkd: &Tensor, v_btkd: &Tensor) -> Result<()> {
+        let join = |old: &Option<Tensor>, new: &Tensor| match old {
+            Some(old) => Tensor::cat(&[old, new], 1),
+            None => new.contiguous(),
+        };
+        self.keys = Some(join(&self.keys, k_btkd)?);
+        self.values = Some(join(&self.values, v_btkd)?);
+        Ok(())
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        for side in [&mut self.keys, &mut self.values] {
+            if let Some(tensor) = side {
+                *tensor = tensor.narrow(1, 0, len.min(tensor.dims()[1]))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// q: [b, t, h, d], k, v: [b, s, k, d] -> [b, t, h, d].
+pub fn attention(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    reference(q_bthd, k_bskd, v_bskd, spec)
+}
+
+/// Attention over a cache that already holds the queries' own keys; no gradients. q: [b, t, h, d] -> [b, t, h, d].
+pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) -> Result<Tensor> {
+    let (Some(keys), Some(values)) = (&cache.keys, &cache.values) else {
+        candle_core::bail!("attention over an empty cache")
+    };
+    reference(q_bthd, keys, values, spec)
+}
+
+fn reference(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
+    let (b, t, h, d) = q_bthd.dims4()?;
+    let (_, s, kv, _) = k_bskd.dims4()?;
+    let group = h / kv;
+    let widen = |x: &Tensor| -> Result<Tensor> {
+        let x = x.transpose(1, 2)?.contiguous()?;
+        x.unsqueeze(2)?.expand((b, kv, group, s, d))?.contiguous()?.reshape((b * h, s, d))
+    };
+    let q = q_bthd.transpose(1, 2)?.contiguous()?.reshape((b * h, t, d))?;
+    let (k, v) = (widen(k_bskd)?, widen(v_bskd)?);
+    let mut scores = (q.matmul(&k.t()?.contiguous()?)? * spec.scale)?;
+    if let Some(cap) = spec.softcap {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    let visible = visible(b, t, s, spec);
+    let bias: Vec<f32> = visible.iter().map(|&sees| if sees { 0.0 } else { f32::NEG_INFINITY }).collect();
+    let keep: Vec<f32> = visible.chunks(s).map(|row| f32::from(u8::from(row.contains(&true)))).collect();
+    // A row that sees nothing would be all -inf: its bias is lifted and its output zeroed.
+    let bias: Vec<f32> = bias
+        .chunks(s)
+        .zip(&keep)
+        .flat_map(|(row, &keep)| row.iter().map(move |&x| if keep == 0.0 { 0.0 } else { x }))
+        .collect();
+    let bias = Tensor::from_vec(bias, (b, 1, t, s), q.device())?;
+    let keep = Tensor::from_vec(keep, (b, 1, t, 1), q.device())?;
+    let scores = scores.reshape((b, h, t, s))?.broadcast_add(&bias)?;
+    let top = scores.max_keepdim(3)?.detach();
+    let exp = scores.broadcast_sub(&top)?.exp()?;
+    let probabilities = exp.broadcast_div(&exp.sum_keepdim(3)?)?.broadcast_mul(&keep)?;
+    let out = probabilities.reshape((b * h, t, s))?.matmul(&v)?;
+    out.reshape((b, h, t, d))?.transpose(1, 2)?.contiguous()
+}
+
+/// `[b, t, s]`, row-major: whether query t of row b sees key s.
+fn visible(b: usize, t: usize, s: usize, spec: &AttentionSpec) -> Vec<bool> {
+    let mut out = Vec::with_capacity(b * t * s);
+    for row in 0..b {
+        for query in 0..t {
+            let at = query + spec.query_offset;
+            for key in 0..s {
+                let in_order = !spec.causal || key <= at;
+                let near = spec.window.is_none_or(|window| at.abs_diff(key) < window);
+                let same = spec.segments.as_ref().is_none_or(|(queries, keys)| {
+                    let key = keys[row * s + key];
+                    key != u32::MAX && queries[row * t + query] == key
+                });
+                out.push(in_order && near && same);
+            }
+        }
+    }
+    out
+}

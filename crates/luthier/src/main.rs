@@ -1,0 +1,2 @@
+//! The luthier program.
+fn main() {}
