@@ -1,1 +1,14 @@
-//! luthier-text.
+//! Tokenizers, chat templates and text corpora as token streams. No tensors, no checkpoint formats.
+//!
+//! Everything here takes bytes and plain maps and gives bytes and plain maps back: whoever opens a model
+//! folder or a GGUF file hands its side files over, so that this crate never touches a weight.
+
+mod error;
+mod special_tokens;
+mod stream_decoder;
+mod tokenizer;
+
+pub use error::{Result, TextError};
+pub use special_tokens::SpecialTokens;
+pub use stream_decoder::StreamDecoder;
+pub use tokenizer::Tokenizer;
