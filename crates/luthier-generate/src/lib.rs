@@ -1,1 +1,14 @@
-//! luthier-generate.
+//! The one decoding loop: prompt in, tokens out, for decoder-only and encoder-decoder models alike.
+//!
+//! [`generate()`] works on token ids and needs no tokenizer.
+
+pub mod error;
+pub mod generate;
+pub mod options;
+pub mod random;
+pub mod sampling;
+pub mod stop;
+
+pub use error::{Error, Result};
+pub use generate::generate;
+pub use options::{FinishReason, GenerateOptions, Generation};

@@ -1,0 +1,162 @@
+//! The decoding loop: read the prompt, then one token at a time over a cache.
+//!
+//! A decoder-only model continues the prompt. An encoder-decoder reads the prompt in its encoder; its decoder starts
+//! from `decoder_start_token_id`, or from exactly the decoder tokens that the caller gives.
+//!
+//! The decoder reads its input in chunks of [`PREFILL_CHUNK_TOKENS`], so that memory beyond the cache does not grow
+//! with the prompt. An encoder reads its input at once, since each position sees all others. The context does not
+//! slide: a longer input is refused, and decoding ends (`length`) when the context is full.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Tensor};
+use luthier_arch::model::{Cache, Encoded, Model, TokenBatch};
+
+use crate::options::{FinishReason, GenerateOptions, Generation};
+use crate::random::Random;
+use crate::sampling::{choose, penalize};
+use crate::{Error, Result};
+
+/// Tokens of the decoder's input that are read in one pass.
+pub const PREFILL_CHUNK_TOKENS: usize = 512;
+
+/// Continues `prompt_ids`, calling `on_token` with each new token as it is decided; `Break` ends decoding.
+///
+/// `decoder_ids` is the complete decoder input of an encoder-decoder (none: its start token); an error for a
+/// decoder-only model. `options.stop` is not looked at here: see [`crate::generate_text`]. The same arguments give the
+/// same tokens for the same number of threads.
+///
+/// # Errors
+/// Options out of range, an empty prompt, ids outside of the vocabulary, more tokens than the context holds, logits
+/// that are NaN or infinite.
+pub fn generate(
+    model: &dyn Model,
+    prompt_ids: &[u32],
+    decoder_ids: Option<&[u32]>,
+    options: &GenerateOptions,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generation> {
+    options.check()?;
+    let started = Instant::now();
+    let (mut context, encoded) = read_inputs(model, prompt_ids, decoder_ids)?;
+    let prompt_tokens = if encoded.is_some() { prompt_ids.len() + context.len() } else { context.len() };
+    let room = model.context_length().map_or(usize::MAX, |length| length - context.len());
+    let budget_tokens = options.max_new_tokens.min(room);
+    let mut generation = Generation {
+        token_ids: Vec::new(),
+        finish_reason: FinishReason::Length,
+        prompt_tokens,
+        time_to_first_token: None,
+        decode_time: Duration::ZERO,
+    };
+    if budget_tokens == 0 {
+        return Ok(generation);
+    }
+    let mut cache = Cache::default();
+    let mut random = Random::new(options.seed);
+    let mut logits = prefill(model, &context, encoded.as_ref(), &mut cache)?;
+    loop {
+        check_logits(&logits, context.len() - 1)?;
+        penalize(&mut logits, &context, options.repetition_penalty);
+        let id = choose(&logits, options, &mut random);
+        context.push(id);
+        generation.token_ids.push(id);
+        let elapsed = started.elapsed();
+        let first = *generation.time_to_first_token.get_or_insert(elapsed);
+        generation.decode_time = elapsed - first;
+        let flow = on_token(id);
+        if options.is_end(id) {
+            generation.finish_reason = FinishReason::EndToken;
+            break;
+        }
+        if flow.is_break() {
+            generation.finish_reason = FinishReason::Cancelled;
+            break;
+        }
+        if generation.token_ids.len() == budget_tokens {
+            break;
+        }
+        logits = next_logits(model, &[id], encoded.as_ref(), &mut cache)?;
+    }
+    Ok(generation)
+}
+
+/// The decoder's input, and what the encoder made of the prompt where there is an encoder; all checked.
+fn read_inputs(
+    model: &dyn Model,
+    prompt_ids: &[u32],
+    decoder_ids: Option<&[u32]>,
+) -> Result<(Vec<u32>, Option<Encoded>)> {
+    check_ids(model, "prompt", prompt_ids)?;
+    if !model.is_encoder_decoder() {
+        if decoder_ids.is_some() {
+            let model_type = model.config().get("model_type").and_then(|value| value.as_str());
+            return Err(Error::DecoderTokens { model_type: model_type.unwrap_or("the model").to_string() });
+        }
+        return Ok((prompt_ids.to_vec(), None));
+    }
+    let decoder_ids = match decoder_ids {
+        Some(ids) => ids.to_vec(),
+        None => vec![model.decoder_start_token().ok_or(Error::NoDecoderStart)?],
+    };
+    check_ids(model, "decoder tokens", &decoder_ids)?;
+    let tokens = TokenBatch { ids: prompt_ids.to_vec(), rows: 1, segments: None };
+    let encoded = model.encode(&tokens)?;
+    Ok((decoder_ids, Some(encoded)))
+}
+
+/// An error where `ids` is empty, holds an id that the model lacks, or does not fit into its context.
+pub fn check_ids(model: &dyn Model, input: &'static str, ids: &[u32]) -> Result<()> {
+    if ids.is_empty() {
+        return Err(Error::Empty { input });
+    }
+    let vocab_size = model.vocab_size();
+    if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
+        return Err(Error::TokenId { input, id: ids[position], position, vocab_size });
+    }
+    match model.context_length() {
+        Some(context_length) if ids.len() > context_length => {
+            Err(Error::ContextLength { input, tokens: ids.len(), context_length })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the decoder's input into the cache; the logits (`[v]`) after its last token.
+fn prefill(model: &dyn Model, ids: &[u32], encoded: Option<&Encoded>, cache: &mut Cache) -> Result<Vec<f32>> {
+    let mut chunks = ids.chunks(PREFILL_CHUNK_TOKENS).peekable();
+    while let Some(chunk) = chunks.next() {
+        if chunks.peek().is_none() {
+            return next_logits(model, chunk, encoded, cache);
+        }
+        run(model, chunk, encoded, cache)?;
+    }
+    Err(Error::Empty { input: "decoder tokens" })
+}
+
+fn next_logits(
+    model: &dyn Model,
+    ids: &[u32],
+    encoded: Option<&Encoded>,
+    cache: &mut Cache,
+) -> Result<Vec<f32>> {
+    let states_btm = run(model, ids, encoded, cache)?;
+    let last_b1m = states_btm.narrow(1, ids.len() - 1, 1)?.contiguous()?;
+    Ok(model.logits(&last_b1m)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+fn run(model: &dyn Model, ids: &[u32], encoded: Option<&Encoded>, cache: &mut Cache) -> Result<Tensor> {
+    let tokens = TokenBatch { ids: ids.to_vec(), rows: 1, segments: None };
+    Ok(model.hidden(&tokens, encoded, Some(cache))?)
+}
+
+/// An error for NaN, for positive infinity, and where nothing is finite; negative infinity is a masked token.
+fn check_logits(logits: &[f32], position: usize) -> Result<()> {
+    let wrong = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY);
+    let wrong = wrong.or_else(|| logits.iter().all(|&logit| logit == f32::NEG_INFINITY).then_some(0));
+    match wrong {
+        Some(id) => Err(Error::Logits { position, id, value: logits.get(id).copied().unwrap_or(f32::NAN) }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the decoding loop over a small model.
+
+mod decoding;
+mod tiny;
