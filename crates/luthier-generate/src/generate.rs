@@ -24,8 +24,8 @@ pub const PREFILL_CHUNK_TOKENS: usize = 512;
 /// Continues `prompt_ids`, calling `on_token` with each new token as it is decided; `Break` ends decoding.
 ///
 /// `decoder_ids` is the complete decoder input of an encoder-decoder (none: its start token); an error for a
-/// decoder-only model. `options.stop` is not looked at here: see [`crate::generate_text`]. The same arguments give the
-/// same tokens for the same number of threads.
+/// decoder-only model. Stop strings need text, see [`crate::generate_text`]; they are refused here. The same arguments
+/// give the same tokens for the same number of threads.
 ///
 /// # Errors
 /// Options out of range, an empty prompt, ids outside of the vocabulary, more tokens than the context holds, logits
@@ -38,6 +38,13 @@ pub fn generate(
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation> {
     options.check()?;
+    if let Some(stop) = options.stop.first() {
+        return Err(Error::Option {
+            name: "stop",
+            expected: "none without a tokenizer",
+            got: format!("{stop:?}"),
+        });
+    }
     let started = Instant::now();
     let (mut context, encoded) = read_inputs(model, prompt_ids, decoder_ids)?;
     let prompt_tokens = if encoded.is_some() { prompt_ids.len() + context.len() } else { context.len() };

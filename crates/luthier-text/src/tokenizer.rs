@@ -104,6 +104,20 @@ impl Tokenizer {
         self.encode_as(text, true)
     }
 
+    /// [`Tokenizer::encode`], and for each id the byte of the text at which its token ends: rising, the same as the
+    /// one before where a token ends within a character that an earlier token has reached.
+    pub fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.inner.pipeline.encode(text, false);
+        let encoding = encoding
+            .map_err(|error| TextError::Tokenizing { action: "encode", reason: error.to_string() })?;
+        let reach = |end: &mut usize, &(_, token_end): &(usize, usize)| {
+            *end = token_end.max(*end);
+            Some(*end)
+        };
+        let ends = encoding.get_offsets().iter().scan(0, reach).collect();
+        Ok((encoding.get_ids().to_vec(), ends))
+    }
+
     fn encode_as(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.pipeline.encode_fast(text, add_special_tokens);
         let encoding = encoding
@@ -189,6 +203,16 @@ impl Tokenizer {
 
     fn named_id(&self, token: &Option<String>) -> Option<u32> {
         self.id(token.as_deref()?)
+    }
+
+    /// What [`Tokenizer::encode_prompt`] puts before a text.
+    pub fn added_before(&self) -> &[u32] {
+        &self.inner.added_before
+    }
+
+    /// What [`Tokenizer::encode_prompt`] puts after a text.
+    pub fn added_after(&self) -> &[u32] {
+        &self.inner.added_after
     }
 
     /// Whether [`Tokenizer::encode_prompt`] puts a start token before the text.

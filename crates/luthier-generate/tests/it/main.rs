@@ -1,4 +1,5 @@
 //! Tests of the decoding loop over a small model.
 
 mod decoding;
+mod text;
 mod tiny;

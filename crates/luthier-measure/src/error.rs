@@ -1,0 +1,83 @@
+//! What can go wrong while measuring.
+
+use std::path::PathBuf;
+
+/// The result of this crate's functions.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of measuring.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model refused.
+    #[error(transparent)]
+    Model(#[from] luthier_arch::Error),
+    /// Decoding failed.
+    #[error(transparent)]
+    Generate(#[from] luthier_generate::Error),
+    /// The text or its tokenizer is at fault.
+    #[error(transparent)]
+    Text(#[from] luthier_text::TextError),
+    /// The tensor engine refused.
+    #[error(transparent)]
+    Engine(#[from] candle_core::Error),
+    /// Fewer tokens than the measurement needs.
+    #[error(
+        "{source_name}: {got_tokens} tokens, at least {wanted_tokens} are needed{why}; give a longer text{hint}"
+    )]
+    TooShort {
+        /// The text's file.
+        source_name: String,
+        /// Tokens of the text.
+        got_tokens: usize,
+        /// Tokens that it takes.
+        wanted_tokens: usize,
+        /// What takes them.
+        why: &'static str,
+        /// What else helps.
+        hint: &'static str,
+    },
+    /// An option that does not fit the model or another option.
+    #[error("option {name}: expected {expected}, got {got}")]
+    Option {
+        /// The option's name.
+        name: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// The loss is no number.
+    #[error(
+        "the loss of the tokens from {first_token} on is {value}; the weights are damaged or out of range"
+    )]
+    NotFinite {
+        /// Number of the first token of the window concerned.
+        first_token: usize,
+        /// NaN or infinity.
+        value: f64,
+    },
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file of measurements that is none.
+    #[error("{}: {reason}", path.display())]
+    Measurements {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// A picture that could not be drawn.
+    #[error("chart {title:?}: {reason}")]
+    Chart {
+        /// Its title.
+        title: String,
+        /// What the drawing library says.
+        reason: String,
+    },
+}
