@@ -5,6 +5,14 @@
 //! luthier-checkpoint that maps files into memory aside.
 #![allow(unsafe_code)]
 
+pub mod attention;
 pub mod blocks;
+pub mod buffer;
 pub mod bytes;
+mod math;
+pub mod matmul;
+pub mod norm;
 pub mod pool;
+pub mod rows;
+mod simd;
+pub mod widen;

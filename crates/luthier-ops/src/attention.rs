@@ -2,7 +2,13 @@
 //!
 //! `o = softmax(cap(scale * q k^T) + mask) v`, `cap(s) = c tanh(s / c)` (Gemma 2, arXiv:2408.00118).
 
-use candle_core::{Result, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{Result, Shape, Tensor};
+use luthier_kernels::attention::{Grads, Heads, Rule, Saved, Sizes, attention as kernel, attention_backward};
+use luthier_kernels::buffer::unfilled;
+
+use crate::tape::{self, Fused, Pass};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads (h a multiple of k), d head width
 
@@ -71,7 +77,84 @@ impl KvCache {
 
 /// q: [b, t, h, d], k, v: [b, s, k, d] -> [b, t, h, d].
 pub fn attention(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
-    reference(q_bthd, k_bskd, v_bskd, spec)
+    check(q_bthd, k_bskd, v_bskd, spec)?;
+    if !tape::is_fused(&[q_bthd, k_bskd, v_bskd]) {
+        return reference(q_bthd, k_bskd, v_bskd, spec);
+    }
+    let ((batch, queries, heads, head_dim), (_, keys, kv_heads, _)) = (q_bthd.dims4()?, k_bskd.dims4()?);
+    let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
+    let op = Attention { sizes, spec: spec.clone(), shape: q_bthd.shape().clone(), lse: OnceLock::new() };
+    tape::apply(op, &[q_bthd, k_bskd, v_bskd])
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<()> {
+    let ((b, t, h, d), (kb, s, kv, kd)) = (q.dims4()?, k.dims4()?);
+    if kb != b || kd != d || kv == 0 || h % kv != 0 || v.dims() != k.dims() {
+        candle_core::bail!("attention: queries {:?}, keys {:?}, values {:?}", q.dims(), k.dims(), v.dims());
+    }
+    if let Some((queries, keys)) = &spec.segments {
+        if queries.len() != b * t || keys.len() != b * s {
+            let (n, m) = (queries.len(), keys.len());
+            candle_core::bail!(
+                "attention: {n} and {m} document numbers for {b}x{t} queries and {b}x{s} keys"
+            );
+        }
+    }
+    Ok(())
+}
+
+struct Attention {
+    sizes: Sizes,
+    spec: AttentionSpec,
+    shape: Shape,
+    /// Logarithms of the rows' sums, [b, h, t], left by the forward pass.
+    lse: OnceLock<Vec<f32>>,
+}
+
+impl AttentionSpec {
+    fn rule(&self) -> Rule<'_> {
+        Rule {
+            scale: self.scale as f32,
+            softcap: self.softcap.map(|cap| cap as f32),
+            causal: self.causal,
+            window: self.window,
+            query_offset: self.query_offset,
+            segments: self.segments.as_ref().map(|(queries, keys)| (queries.as_slice(), keys.as_slice())),
+        }
+    }
+}
+
+impl Attention {
+    fn heads<'a>(&self, values: &'a [f32]) -> Heads<'a> {
+        Heads::contiguous(values, self.sizes.keys, self.sizes.kv_heads, self.sizes.head_dim)
+    }
+}
+
+impl Fused for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
+        let mut out = unfilled(inputs[0].len());
+        let mut lse = vec![0f32; self.sizes.batch * self.sizes.heads * self.sizes.queries];
+        let (k, v) = (self.heads(inputs[1]), self.heads(inputs[2]));
+        kernel(self.sizes, self.spec.rule(), inputs[0], k, v, &mut out, Some(&mut lse));
+        // The operation is made anew for each call, so nothing was saved before.
+        let _ = self.lse.set(lse);
+        Ok((out, self.shape.clone()))
+    }
+
+    fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(lse) = self.lse.get() else { candle_core::bail!("attention: backward before forward") };
+        let [q, k, v] = *pass.inputs else { candle_core::bail!("attention takes three inputs") };
+        let (mut dq, mut dk, mut dv) = (unfilled(q.len()), unfilled(k.len()), unfilled(v.len()));
+        let saved = Saved { out: pass.result, dout: pass.grad, lse };
+        let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        attention_backward(self.sizes, self.spec.rule(), q, k, v, saved, grads);
+        let grads = [dq, dk, dv].into_iter().zip(pass.tracked);
+        Ok(grads.map(|(grad, tracked)| tracked.then_some(grad)).collect())
+    }
 }
 
 /// Attention over a cache that already holds the queries' own keys; no gradients. q: [b, t, h, d] -> [b, t, h, d].

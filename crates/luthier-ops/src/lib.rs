@@ -11,7 +11,9 @@ pub mod embedding;
 pub mod linear;
 pub mod norm;
 pub mod rope;
+pub mod tape;
 pub mod weight;
 
 pub use candle_core::{DType, Device, Result, Tensor};
+pub use tape::{with_reference, without_tape};
 pub use weight::{StoredMatrix, Weight};

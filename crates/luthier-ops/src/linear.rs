@@ -1,14 +1,42 @@
 //! The linear map `y = x W^T + b`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Shape, Tensor};
+use luthier_kernels::buffer::unfilled;
+use luthier_kernels::matmul::{View, Write, matmul, matmul_stored, matmul_stored_transposed};
+use luthier_kernels::rows;
 
 use crate::Weight;
+use crate::tape::{self, Fused, Pass};
+use crate::weight::Values;
 
 // m inputs, n outputs
 
 /// x: [.., m], weight: [n, m], bias: [n] -> [.., n].
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
-    reference(x, weight, bias)
+    let (&[n, m], Some(&width)) = (weight.shape(), x.dims().last()) else {
+        candle_core::bail!("{}: a linear map is a matrix, this is {:?}", weight.name(), weight.shape())
+    };
+    if width != m {
+        candle_core::bail!("{}: takes {m} inputs, got {width}", weight.name());
+    }
+    if let Some(bias) = bias.filter(|bias| bias.shape() != [n]) {
+        candle_core::bail!("{}: has shape {:?}, wanted [{n}]", bias.name(), bias.shape());
+    }
+    if !tape::is_fused(&[x]) || !on_cpu(weight) || bias.is_some_and(|bias| !on_cpu(bias)) {
+        return reference(x, weight, bias);
+    }
+    let mut dims = x.dims().to_vec();
+    dims.pop();
+    dims.push(n);
+    tape::apply(Linear { weight: weight.clone(), bias: bias.cloned(), shape: dims.into() }, &[x])
+}
+
+/// Whether the fused kernels can read the weight.
+pub(crate) fn on_cpu(weight: &Weight) -> bool {
+    match weight.values() {
+        Values::Dense(values) => values.device().is_cpu(),
+        Values::Stored(_) => true,
+    }
 }
 
 fn reference(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
@@ -22,4 +50,96 @@ fn reference(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tenso
     };
     dims.push(weight.shape()[0]);
     y.reshape(dims)
+}
+
+struct Linear {
+    weight: Weight,
+    bias: Option<Weight>,
+    shape: Shape,
+}
+
+impl Fused for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn trains_weights(&self) -> bool {
+        self.weight.is_trainable() || self.bias.as_ref().is_some_and(Weight::is_trainable)
+    }
+
+    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
+        let mut y = unfilled(self.shape.elem_count());
+        multiply(inputs[0], &self.weight, &mut y)?;
+        if let Some(bias) = &self.bias {
+            with_values(bias, |bias| rows::add_bias(&mut y, bias))?;
+        }
+        Ok((y, self.shape.clone()))
+    }
+
+    fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
+        let (x, dy) = (pass.inputs[0], pass.grad);
+        let mut dx = None;
+        if pass.tracked[0] {
+            let target = dx.insert(unfilled(x.len()));
+            multiply_transposed(dy, &self.weight, target)?;
+        }
+        if self.weight.is_trainable() {
+            add_outer(&self.weight, dy, x);
+        }
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.is_trainable()) {
+            bias.accumulate(|grad, write| rows::column_sums(dy, grad, write));
+        }
+        Ok(vec![dx])
+    }
+}
+
+/// Lends the values of a dense weight on CPU.
+pub(crate) fn with_values<R>(weight: &Weight, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    match weight.values() {
+        Values::Dense(values) => tape::read(&[values], |slices| Ok(work(slices[0]))),
+        Values::Stored(_) => {
+            candle_core::bail!("{}: a vector of weights is never stored in blocks", weight.name())
+        }
+    }
+}
+
+/// y = x W^T; x: [rows, m], W: [n, m], y: [rows, n], overwritten.
+pub(crate) fn multiply(x: &[f32], weight: &Weight, y: &mut [f32]) -> Result<()> {
+    let (n, m) = (weight.shape()[0], weight.shape()[1]);
+    let rows = if n == 0 { 0 } else { y.len() / n };
+    match weight.values() {
+        Values::Dense(values) => tape::read(&[values], |slices| {
+            matmul(rows, m, n, View::rows(x, m), View::rows(slices[0], m).transposed(), y, Write::Overwrite);
+            Ok(())
+        }),
+        Values::Stored(matrix) => {
+            matmul_stored(x, rows, m, matrix.block_type, &matrix.bytes, n, y);
+            Ok(())
+        }
+    }
+}
+
+/// dx = dy W; dy: [rows, n], W: [n, m], dx: [rows, m], overwritten.
+pub(crate) fn multiply_transposed(dy: &[f32], weight: &Weight, dx: &mut [f32]) -> Result<()> {
+    let (n, m) = (weight.shape()[0], weight.shape()[1]);
+    let rows = if m == 0 { 0 } else { dx.len() / m };
+    match weight.values() {
+        Values::Dense(values) => tape::read(&[values], |slices| {
+            matmul(rows, n, m, View::rows(dy, n), View::rows(slices[0], m), dx, Write::Overwrite);
+            Ok(())
+        }),
+        Values::Stored(matrix) => {
+            matmul_stored_transposed(dy, rows, n, matrix.block_type, &matrix.bytes, m, dx);
+            Ok(())
+        }
+    }
+}
+
+/// dW += dy^T x; dy: [rows, n], x: [rows, m].
+pub(crate) fn add_outer(weight: &Weight, dy: &[f32], x: &[f32]) {
+    let (n, m) = (weight.shape()[0], weight.shape()[1]);
+    let rows = if m == 0 { 0 } else { x.len() / m };
+    weight.accumulate(|grad, write| {
+        matmul(n, rows, m, View::rows(dy, n).transposed(), View::rows(x, m), grad, write);
+    });
 }

@@ -1,0 +1,642 @@
+//! Attention block by block over keys: scores of one block of queries and keys at a time, running maxima, and the
+//! logarithm of each row's sum kept for a backward pass that computes the scores anew (arXiv:2205.14135).
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::math;
+use crate::matmul::{View, Write, sequential};
+use crate::pool::{self, Shared};
+use crate::simd::{LANES, axpy, dispatch, dot, reduce};
+
+// b batch, t query tokens, s key tokens, h query heads, k key/value heads, d head width
+
+/// Queries of one block.
+const QUERIES: usize = 64;
+/// Keys of one block.
+const KEYS: usize = 128;
+/// Queries up to which a block is computed by dot products.
+const FEW_QUERIES: usize = 4;
+
+/// Sizes of the operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// b.
+    pub batch: usize,
+    /// t.
+    pub queries: usize,
+    /// s.
+    pub keys: usize,
+    /// h, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// k.
+    pub kv_heads: usize,
+    /// d.
+    pub head_dim: usize,
+}
+
+/// Which keys a query sees, and how scores are formed.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule<'a> {
+    /// Factor on the scores.
+    pub scale: f32,
+    /// `c` of `c tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// Keys after the query are hidden.
+    pub causal: bool,
+    /// Keys this far away or farther are hidden.
+    pub window: Option<usize>,
+    /// Position of the first query among the keys.
+    pub query_offset: usize,
+    /// Document numbers `[b * t]` and `[b * s]`; key number `u32::MAX` is hidden from all.
+    pub segments: Option<(&'a [u32], &'a [u32])>,
+}
+
+/// Keys or values; that of (batch, token, head) starts at the sum of index times stride.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// The slice they lie in.
+    pub values: &'a [f32],
+    /// Values from one sequence to the next.
+    pub batch_stride: usize,
+    /// Values from one token to the next.
+    pub token_stride: usize,
+    /// Values from one head to the next.
+    pub head_stride: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// [b, tokens, heads, d], contiguous.
+    pub fn contiguous(values: &'a [f32], tokens: usize, heads: usize, head_dim: usize) -> Heads<'a> {
+        let token_stride = heads * head_dim;
+        Heads { values, batch_stride: tokens * token_stride, token_stride, head_stride: head_dim }
+    }
+
+    fn at(&self, batch: usize, token: usize, head: usize) -> usize {
+        batch * self.batch_stride + token * self.token_stride + head * self.head_stride
+    }
+
+    fn view(&self, batch: usize, token: usize, head: usize) -> View<'a> {
+        let values = &self.values[self.at(batch, token, head)..];
+        View { values, row_stride: self.token_stride, col_stride: 1 }
+    }
+}
+
+impl Rule<'_> {
+    /// Keys that the query at index `query` sees by order and window.
+    fn near(&self, query: usize, n_keys: usize) -> Range<usize> {
+        let at = query + self.query_offset;
+        let mut range = 0..n_keys;
+        if self.causal {
+            range.end = range.end.min(at + 1);
+        }
+        if let Some(window) = self.window {
+            range.end = range.end.min(at.saturating_add(window));
+            range.start = if window == 0 { range.end } else { (at + 1).saturating_sub(window) };
+        }
+        range.start = range.start.min(range.end);
+        range
+    }
+
+    /// Keys that any of the queries sees by order and window.
+    fn reach(&self, queries: Range<usize>, n_keys: usize) -> Range<usize> {
+        let (first, last) = (self.near(queries.start, n_keys), self.near(queries.end - 1, n_keys));
+        first.start..last.end.max(first.end)
+    }
+
+    /// Whether any key of the block may share a document with any query of the block.
+    fn meets(&self, sizes: &Sizes, batch: usize, queries: Range<usize>, keys: Range<usize>) -> bool {
+        let Some((query_docs, key_docs)) = self.segments else { return true };
+        let bounds = |docs: &[u32]| {
+            let known = docs.iter().filter(|&&doc| doc != u32::MAX);
+            known.fold(None, |bounds: Option<(u32, u32)>, &doc| {
+                Some(bounds.map_or((doc, doc), |(low, high)| (low.min(doc), high.max(doc))))
+            })
+        };
+        let queries = bounds(&query_docs[batch * sizes.queries..][queries]);
+        let keys = bounds(&key_docs[batch * sizes.keys..][keys]);
+        matches!((queries, keys), (Some(q), Some(k)) if q.0 <= k.1 && k.0 <= q.1)
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    grads: Vec<f32>,
+    out: Vec<f32>,
+    tops: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Scratch {
+    fn fit(&mut self, head_dim: usize) {
+        self.scores.resize(QUERIES * KEYS, 0.0);
+        self.grads.resize(QUERIES * KEYS, 0.0);
+        self.out.resize(QUERIES * head_dim, 0.0);
+        self.tops.resize(QUERIES, 0.0);
+        self.sums.resize(QUERIES, 0.0);
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// q: [b, t, h, d], k, v: [b, s, k, d] -> out: [b, t, h, d]; `lse` [b, h, t] gets the logarithms of the rows' sums
+/// (infinite for a row that sees nothing, whose output is zero).
+pub fn attention(
+    sizes: Sizes,
+    rule: Rule,
+    q: &[f32],
+    k: Heads,
+    v: Heads,
+    out: &mut [f32],
+    lse: Option<&mut [f32]>,
+) {
+    let Sizes { batch, queries, heads, head_dim, .. } = sizes;
+    check(&sizes, &rule, q, &k, &v);
+    assert_eq!(out.len(), q.len(), "values of the output");
+    let n_blocks = queries.div_ceil(QUERIES);
+    let with_lse = lse.is_some();
+    let mut none = [];
+    let (out, lse) = (Shared::new(out), Shared::new(lse.unwrap_or(&mut none)));
+    let q = Heads::contiguous(q, queries, heads, head_dim);
+    pool::run(batch * heads * n_blocks, &|task| {
+        let (block, head, row) = (task % n_blocks, task / n_blocks % heads, task / n_blocks / heads);
+        // The last block of a causal row is the largest: it goes first.
+        let start = (n_blocks - 1 - block) * QUERIES;
+        let block = start..queries.min(start + QUERIES);
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.fit(head_dim);
+            forward_block(&sizes, &rule, row, head, block.clone(), q, k, v, scratch);
+            for (at, query) in block.enumerate() {
+                let sum = scratch.sums[at];
+                let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+                // SAFETY: each task owns its queries' rows of one head.
+                let target = unsafe { out.slice(q.at(row, query, head), head_dim) };
+                for (target, value) in target.iter_mut().zip(&scratch.out[at * head_dim..]) {
+                    *target = value * factor;
+                }
+                if with_lse {
+                    let value = if sum == 0.0 { f32::INFINITY } else { scratch.tops[at] + sum.ln() };
+                    // SAFETY: as above.
+                    unsafe { lse.slice((row * heads + head) * queries + query, 1)[0] = value };
+                }
+            }
+        });
+    });
+}
+
+fn check(sizes: &Sizes, rule: &Rule, q: &[f32], k: &Heads, v: &Heads) {
+    let Sizes { batch, queries, keys, heads, kv_heads, head_dim } = *sizes;
+    assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads over {kv_heads}");
+    assert_eq!(q.len(), batch * queries * heads * head_dim, "values of the queries");
+    if batch * keys > 0 {
+        for side in [k, v] {
+            let last = side.at(batch - 1, keys - 1, kv_heads - 1) + head_dim;
+            assert!(last <= side.values.len(), "keys or values reach {last} of {}", side.values.len());
+        }
+    }
+    if let Some((query_docs, key_docs)) = rule.segments {
+        assert_eq!((query_docs.len(), key_docs.len()), (batch * queries, batch * keys), "document numbers");
+    }
+}
+
+/// Unnormalised outputs, maxima and sums of one block of queries of one head.
+#[allow(clippy::too_many_arguments)]
+fn forward_block(
+    sizes: &Sizes,
+    rule: &Rule,
+    row: usize,
+    head: usize,
+    block: Range<usize>,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    scratch: &mut Scratch,
+) {
+    let d = sizes.head_dim;
+    let kv_head = head / (sizes.heads / sizes.kv_heads);
+    let n = block.len();
+    let Scratch { scores, out, tops, sums, .. } = scratch;
+    out[..n * d].fill(0.0);
+    tops[..n].fill(f32::NEG_INFINITY);
+    sums[..n].fill(0.0);
+    let reach = rule.reach(block.clone(), sizes.keys);
+    let mut start = reach.start;
+    while start < reach.end {
+        let keys = start..reach.end.min(start + KEYS);
+        start = keys.end;
+        if !rule.meets(sizes, row, block.clone(), keys.clone()) {
+            continue;
+        }
+        let (queries, keys_view) = (q.view(row, block.start, head), k.view(row, keys.start, kv_head));
+        let values_view = v.view(row, keys.start, kv_head);
+        let few = n <= FEW_QUERIES;
+        if few {
+            few_scores(n, keys.len(), d, queries, keys_view, scores);
+        } else {
+            // SAFETY: the scratch holds QUERIES rows of KEYS values; `check` saw the views' ends.
+            unsafe {
+                let target = scores.as_mut_ptr();
+                sequential(n, d, keys.len(), queries, keys_view.transposed(), target, KEYS, Write::Overwrite);
+            }
+        }
+        let mask = Mask { sizes, rule, row, block: block.clone(), keys: keys.clone() };
+        running_softmax(&mask, scores, out, tops, sums);
+        if few {
+            few_outputs(n, keys.len(), d, scores, values_view, out);
+        } else {
+            let weights = View { values: scores, row_stride: KEYS, col_stride: 1 };
+            // SAFETY: the scratch holds QUERIES rows of d values; `check` saw the view's end.
+            unsafe { sequential(n, keys.len(), d, weights, values_view, out.as_mut_ptr(), d, Write::Add) };
+        }
+    }
+}
+
+dispatch! {
+    fn few_scores(n: usize, n_keys: usize, d: usize, q: View, k: View, scores: &mut [f32]) = few_scores_body
+}
+
+#[inline(always)]
+fn few_scores_body<const FMA: bool>(n: usize, n_keys: usize, d: usize, q: View, k: View, scores: &mut [f32]) {
+    for key in 0..n_keys {
+        let key_values = &k.values[key * k.row_stride..][..d];
+        for query in 0..n {
+            scores[query * KEYS + key] = dot::<FMA>(&q.values[query * q.row_stride..][..d], key_values);
+        }
+    }
+}
+
+dispatch! {
+    fn few_outputs(n: usize, n_keys: usize, d: usize, weights: &[f32], v: View, out: &mut [f32]) = few_outputs_body
+}
+
+#[inline(always)]
+fn few_outputs_body<const FMA: bool>(
+    n: usize,
+    n_keys: usize,
+    d: usize,
+    weights: &[f32],
+    v: View,
+    out: &mut [f32],
+) {
+    for key in 0..n_keys {
+        let values = &v.values[key * v.row_stride..][..d];
+        for query in 0..n {
+            axpy::<FMA>(weights[query * KEYS + key], values, &mut out[query * d..][..d]);
+        }
+    }
+}
+
+/// A block of scores and where it lies.
+struct Mask<'a> {
+    sizes: &'a Sizes,
+    rule: &'a Rule<'a>,
+    row: usize,
+    block: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Mask<'_> {
+    /// Columns of the block that its query `at` sees by order and window.
+    #[inline(always)]
+    fn columns(&self, at: usize) -> Range<usize> {
+        let near = self.rule.near(self.block.start + at, self.sizes.keys);
+        let start = near.start.clamp(self.keys.start, self.keys.end) - self.keys.start;
+        let end = near.end.clamp(self.keys.start, self.keys.end) - self.keys.start;
+        start..end.max(start)
+    }
+
+    /// Hides the scores of other documents among `columns`.
+    #[inline(always)]
+    fn hide_other_documents(&self, at: usize, columns: Range<usize>, scores: &mut [f32]) {
+        if let Some((query_docs, key_docs)) = self.rule.segments {
+            let own = query_docs[self.row * self.sizes.queries + self.block.start + at];
+            let docs = &key_docs[self.row * self.sizes.keys + self.keys.start..][columns];
+            for (score, &doc) in scores.iter_mut().zip(docs) {
+                *score = if doc == own && doc != u32::MAX { *score } else { f32::NEG_INFINITY };
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Turns scores into exponentials relative to the running maxima; rescales what was summed before.
+    fn running_softmax(mask: &Mask, scores: &mut [f32], out: &mut [f32], tops: &mut [f32], sums: &mut [f32])
+        = running_softmax_body
+}
+
+#[inline(always)]
+fn running_softmax_body<const FMA: bool>(
+    mask: &Mask,
+    scores: &mut [f32],
+    out: &mut [f32],
+    tops: &mut [f32],
+    sums: &mut [f32],
+) {
+    let d = mask.sizes.head_dim;
+    for at in 0..mask.block.len() {
+        let row = &mut scores[at * KEYS..][..mask.keys.len()];
+        let columns = mask.columns(at);
+        row[..columns.start].fill(0.0);
+        row[columns.end..].fill(0.0);
+        let row = &mut row[columns.clone()];
+        shape_scores::<FMA>(mask.rule, row);
+        mask.hide_other_documents(at, columns, row);
+        let top = largest(row).max(tops[at]);
+        if top == f32::NEG_INFINITY {
+            // Comparisons pass NaN by: it must still reach the output.
+            if row.iter().any(|score| score.is_nan()) {
+                sums[at] = f32::NAN;
+            }
+            row.fill(0.0);
+            continue;
+        }
+        let shrink = math::exp::<FMA>(tops[at] - top);
+        for score in row.iter_mut() {
+            *score = math::exp::<FMA>(*score - top);
+        }
+        sums[at] = sums[at] * shrink + sum(row);
+        tops[at] = top;
+        if shrink != 1.0 {
+            out[at * d..][..d].iter_mut().for_each(|value| *value *= shrink);
+        }
+    }
+}
+
+#[inline(always)]
+fn shape_scores<const FMA: bool>(rule: &Rule, scores: &mut [f32]) {
+    match rule.softcap {
+        None => scores.iter_mut().for_each(|score| *score *= rule.scale),
+        Some(cap) => {
+            let scale = rule.scale / cap;
+            scores.iter_mut().for_each(|score| *score = cap * math::tanh::<FMA>(*score * scale));
+        }
+    }
+}
+
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let lanes = values.chunks_exact(LANES);
+    let tail = lanes.remainder();
+    for values in lanes {
+        for lane in 0..LANES {
+            tops[lane] = if values[lane] > tops[lane] { values[lane] } else { tops[lane] };
+        }
+    }
+    tops.iter().chain(tail).fold(f32::NEG_INFINITY, |top, &value| if value > top { value } else { top })
+}
+
+#[inline(always)]
+fn sum(values: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let lanes = values.chunks_exact(LANES);
+    let tail = lanes.remainder();
+    for values in lanes {
+        for lane in 0..LANES {
+            sums[lane] += values[lane];
+        }
+    }
+    for (lane, value) in tail.iter().enumerate() {
+        sums[lane] += value;
+    }
+    reduce(sums)
+}
+
+/// What the backward pass reads beside the operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// The output, [b, t, h, d].
+    pub out: &'a [f32],
+    /// Its gradient.
+    pub dout: &'a [f32],
+    /// [b, h, t], from the forward pass.
+    pub lse: &'a [f32],
+}
+
+/// Where the backward pass puts its gradients; all are overwritten.
+pub struct Grads<'a> {
+    /// [b, t, h, d].
+    pub dq: &'a mut [f32],
+    /// [b, s, k, d].
+    pub dk: &'a mut [f32],
+    /// [b, s, k, d].
+    pub dv: &'a mut [f32],
+}
+
+/// Gradients of [`attention`]; k, v: [b, s, k, d] contiguous.
+pub fn attention_backward(
+    sizes: Sizes,
+    rule: Rule,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    saved: Saved,
+    grads: Grads,
+) {
+    let Sizes { batch, queries, keys, heads, kv_heads, head_dim } = sizes;
+    let q = Heads::contiguous(q, queries, heads, head_dim);
+    let (k, v) =
+        (Heads::contiguous(k, keys, kv_heads, head_dim), Heads::contiguous(v, keys, kv_heads, head_dim));
+    check(&sizes, &rule, q.values, &k, &v);
+    assert!(saved.out.len() == q.values.len() && saved.dout.len() == q.values.len(), "values of the output");
+    assert_eq!(saved.lse.len(), batch * heads * queries, "sums of the rows");
+    let Grads { dq, dk, dv } = grads;
+    assert!(dq.len() == q.values.len() && dk.len() == k.values.len() && dv.len() == v.values.len());
+    for side in [&mut *dq, &mut *dk, &mut *dv] {
+        pool::run_chunks(side, crate::rows::TASK_VALUES * 4, &|_, part| part.fill(0.0));
+    }
+    let products = output_products(&sizes, saved);
+    let pass = Backward {
+        sizes,
+        rule,
+        q,
+        k,
+        v,
+        dout: Heads { values: saved.dout, ..q },
+        lse: saved.lse,
+        products: &products,
+        dq: Shared::new(dq),
+        dk: Shared::new(dk),
+        dv: Shared::new(dv),
+    };
+    let group = heads / kv_heads;
+    if batch * kv_heads >= 2 * pool::threads() || pool::threads() == 1 {
+        pool::run(batch * kv_heads, &|task| {
+            let kv_head = task % kv_heads;
+            pass.sweep(
+                task / kv_heads,
+                kv_head * group..(kv_head + 1) * group,
+                0..queries,
+                0..keys,
+                Wanted::All,
+            );
+        });
+        return;
+    }
+    // Too few key heads to go round: keys' gradients by blocks of keys, then queries' by blocks of queries.
+    let (key_blocks, query_blocks) = (keys.div_ceil(KEYS), queries.div_ceil(QUERIES));
+    pool::run(batch * kv_heads * key_blocks, &|task| {
+        let (block, kv_head) = (task % key_blocks * KEYS, task / key_blocks % kv_heads);
+        let keys = block..keys.min(block + KEYS);
+        let heads = kv_head * group..(kv_head + 1) * group;
+        pass.sweep(task / key_blocks / kv_heads, heads, 0..queries, keys, Wanted::Keys);
+    });
+    pool::run(batch * heads * query_blocks, &|task| {
+        let (block, head) = (task % query_blocks * QUERIES, task / query_blocks % heads);
+        let queries = block..queries.min(block + QUERIES);
+        pass.sweep(task / query_blocks / heads, head..head + 1, queries, 0..keys, Wanted::Queries);
+    });
+}
+
+/// `sum_d out * dout`, [b, h, t].
+fn output_products(sizes: &Sizes, saved: Saved) -> Vec<f32> {
+    let Sizes { queries, heads, head_dim, .. } = *sizes;
+    let mut products = vec![0f32; saved.lse.len()];
+    let layout = Heads::contiguous(saved.out, queries, heads, head_dim);
+    pool::run_chunks(&mut products, queries.max(1), &|row, part| {
+        for (query, product) in part.iter_mut().enumerate() {
+            let at = layout.at(row / heads, query, row % heads);
+            let (out, dout) = (&saved.out[at..][..head_dim], &saved.dout[at..][..head_dim]);
+            *product = out.iter().zip(dout).map(|(out, dout)| out * dout).sum();
+        }
+    });
+    products
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Keys,
+    Queries,
+}
+
+struct Backward<'a> {
+    sizes: Sizes,
+    rule: Rule<'a>,
+    q: Heads<'a>,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    dout: Heads<'a>,
+    lse: &'a [f32],
+    products: &'a [f32],
+    dq: Shared<'a, f32>,
+    dk: Shared<'a, f32>,
+    dv: Shared<'a, f32>,
+}
+
+impl Backward<'_> {
+    /// Adds the gradients of all pairs of the given heads' queries and keys. Concurrent calls write disjoint parts.
+    fn sweep(
+        &self,
+        row: usize,
+        heads: Range<usize>,
+        queries: Range<usize>,
+        keys: Range<usize>,
+        wanted: Wanted,
+    ) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.fit(self.sizes.head_dim);
+            for head in heads {
+                for start in queries.clone().step_by(QUERIES) {
+                    let block = start..queries.end.min(start + QUERIES);
+                    let reach = self.rule.reach(block.clone(), self.sizes.keys);
+                    let (mut at, end) = (reach.start.max(keys.start), reach.end.min(keys.end));
+                    while at < end {
+                        let part = at..end.min(at + KEYS);
+                        at = part.end;
+                        if self.rule.meets(&self.sizes, row, block.clone(), part.clone()) {
+                            self.pair(row, head, block.clone(), part, wanted, scratch);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    fn pair(
+        &self,
+        row: usize,
+        head: usize,
+        block: Range<usize>,
+        keys: Range<usize>,
+        wanted: Wanted,
+        scratch: &mut Scratch,
+    ) {
+        let (n, n_keys, d) = (block.len(), keys.len(), self.sizes.head_dim);
+        let kv_head = head / (self.sizes.heads / self.sizes.kv_heads);
+        let (q, dout) = (self.q.view(row, block.start, head), self.dout.view(row, block.start, head));
+        let (k, v) = (self.k.view(row, keys.start, kv_head), self.v.view(row, keys.start, kv_head));
+        let Scratch { scores, grads, .. } = scratch;
+        // SAFETY: the scratch holds QUERIES rows of KEYS values; `check` saw the views' ends.
+        unsafe {
+            sequential(n, d, n_keys, q, k.transposed(), scores.as_mut_ptr(), KEYS, Write::Overwrite);
+            sequential(n, d, n_keys, dout, v.transposed(), grads.as_mut_ptr(), KEYS, Write::Overwrite);
+        }
+        let at = (row * self.sizes.heads + head) * self.sizes.queries + block.start;
+        let mask =
+            Mask { sizes: &self.sizes, rule: &self.rule, row, block: block.clone(), keys: keys.clone() };
+        score_grads(&mask, scores, grads, &self.lse[at..][..n], &self.products[at..][..n]);
+        let weights = View { values: scores, row_stride: KEYS, col_stride: 1 };
+        let grads = View { values: grads, row_stride: KEYS, col_stride: 1 };
+        let (q_at, k_at) = (self.q.at(row, block.start, head), self.k.at(row, keys.start, kv_head));
+        let (q_stride, k_stride) = (self.q.token_stride, self.k.token_stride);
+        // SAFETY: the caller promises that these rows of dq, dk and dv are this call's own; `check` saw their ends.
+        unsafe {
+            if wanted != Wanted::Keys {
+                sequential(n, n_keys, d, grads, k, self.dq.pointer(q_at), q_stride, Write::Add);
+            }
+            if wanted != Wanted::Queries {
+                let (dk, dv) = (self.dk.pointer(k_at), self.dv.pointer(k_at));
+                sequential(n_keys, n, d, weights.transposed(), dout, dv, k_stride, Write::Add);
+                sequential(n_keys, n, d, grads.transposed(), q, dk, k_stride, Write::Add);
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// Scores become probabilities; gradients of probabilities become gradients of raw scores.
+    fn score_grads(mask: &Mask, scores: &mut [f32], grads: &mut [f32], lse: &[f32], products: &[f32])
+        = score_grads_body
+}
+
+#[inline(always)]
+fn score_grads_body<const FMA: bool>(
+    mask: &Mask,
+    scores: &mut [f32],
+    grads: &mut [f32],
+    lse: &[f32],
+    products: &[f32],
+) {
+    let n_keys = mask.keys.len();
+    for at in 0..mask.block.len() {
+        let columns = mask.columns(at);
+        let (row, grad) = (&mut scores[at * KEYS..][..n_keys], &mut grads[at * KEYS..][..n_keys]);
+        for side in [&mut *row, &mut *grad] {
+            side[..columns.start].fill(0.0);
+            side[columns.end..].fill(0.0);
+        }
+        let (row, grad) = (&mut row[columns.clone()], &mut grad[columns.clone()]);
+        shape_scores::<FMA>(mask.rule, row);
+        let (lse, product) = (lse[at], products[at]);
+        // d cap tanh(x / cap) / dx = 1 - (y / cap)^2, of the shaped score y.
+        if let Some(cap) = mask.rule.softcap {
+            let inverse = 1.0 / cap;
+            for (score, grad) in row.iter().zip(grad.iter_mut()) {
+                let y = score * inverse;
+                *grad = (*grad - product) * (1.0 - y * y);
+            }
+        } else {
+            grad.iter_mut().for_each(|grad| *grad -= product);
+        }
+        mask.hide_other_documents(at, columns, row);
+        for (score, grad) in row.iter_mut().zip(grad.iter_mut()) {
+            let p = math::exp::<FMA>(*score - lse);
+            *score = p;
+            *grad *= p * mask.rule.scale;
+        }
+    }
+}
