@@ -1,2 +1,48 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask VERB`: what keeps the repository in order; nothing here is part of the program.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program for the terminal.
+
+mod fetch_models;
+mod golden;
+mod llama_cpp;
+mod parity;
+mod python_env;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Name, what it does, and the function.
+type Verb = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
+
+/// Sorted by name.
+const VERBS: &[Verb] = &[
+    ("fetch-models", "fetch the real models that recipes use into models/cache/", fetch_models::run),
+    ("golden", "make the golden files again: all, or those named", golden::run),
+    ("parity", "compare the program with transformers and llama.cpp on SmolLM2", parity::run),
+    ("python-env", "set up the pinned Python environment that golden files come from", python_env::run),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let verb = arguments.first().and_then(|name| VERBS.iter().find(|verb| verb.0 == name));
+    let Some((_, _, run)) = verb else {
+        eprintln!("usage: cargo xtask VERB");
+        for (name, what, _) in VERBS {
+            eprintln!("  {name:14} {what}");
+        }
+        return ExitCode::from(2);
+    };
+    match run(&arguments[1..]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().expect("xtask lies in the root").to_path_buf()
+}
