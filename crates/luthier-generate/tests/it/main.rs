@@ -1,4 +1,5 @@
 //! Tests of the decoding loop over a small model.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod decoding;
 mod text;

@@ -1,0 +1,109 @@
+//! Speed of reading a prompt and of decoding, by the loop that `generate` uses.
+//!
+//! The prompt is `id[i] = (7919 * i + 1) mod vocab_size`. Decoding is greedy and goes on past end tokens, so that the
+//! tokens are those that `generate` gives for the same prompt with `--ignore-eos`. After one warm-up run, which brings
+//! the weights into memory, the medians of the timed runs count.
+
+use std::ops::ControlFlow;
+
+use luthier_arch::model::Model;
+use luthier_generate::{GenerateOptions, Generation, generate};
+
+use crate::memory::peak_rss_bytes;
+use crate::{Error, Result};
+
+/// What to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// Tokens of the prompt (an encoder-decoder's encoder reads them), at least 1.
+    pub prompt_tokens: usize,
+    /// Tokens to decode, at least 2, so that there is a time between two.
+    pub new_tokens: usize,
+    /// Timed runs, at least 1.
+    pub runs: usize,
+}
+
+/// The speed of one model on this machine.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Bench {
+    /// What was decoded.
+    pub token_ids: Vec<u32>,
+    /// What was read.
+    pub prompt_token_ids: Vec<u32>,
+    /// Prompt tokens over the time to the first new one.
+    pub prefill_tokens_per_s: f64,
+    /// New tokens after the first, a second.
+    pub decode_tokens_per_s: f64,
+    /// From the call to the first new token.
+    pub time_to_first_token_ms: f64,
+    /// Of the process so far, mapped file pages included.
+    pub peak_rss_bytes: u64,
+    /// Timed runs.
+    pub runs: usize,
+}
+
+/// The ids of the prompt that [`bench`] reads.
+pub fn bench_prompt(vocab_size: usize, prompt_tokens: usize) -> Vec<u32> {
+    (0..prompt_tokens as u64).map(|i| ((7919 * i + 1) % vocab_size.max(1) as u64) as u32).collect()
+}
+
+/// Times `model`.
+///
+/// # Errors
+/// Options too small, a prompt and continuation that the context does not hold, and those of [`generate`].
+pub fn bench(model: &dyn Model, options: BenchOptions) -> Result<Bench> {
+    check(model, options)?;
+    let prompt_token_ids = bench_prompt(model.vocab_size(), options.prompt_tokens);
+    let decoding = GenerateOptions {
+        max_new_tokens: options.new_tokens,
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let run = |decoding: &GenerateOptions| {
+        let generation =
+            generate(model, &prompt_token_ids, None, decoding, &mut |_| ControlFlow::Continue(()));
+        generation.map_err(Error::from)
+    };
+    run(&GenerateOptions { max_new_tokens: 2, ..decoding.clone() })?;
+    let timed = (0..options.runs).map(|_| run(&decoding)).collect::<Result<Vec<Generation>>>()?;
+    let first_ms = |run: &Generation| run.time_to_first_token.map_or(0.0, |time| time.as_secs_f64() * 1e3);
+    Ok(Bench {
+        token_ids: timed[0].token_ids.clone(),
+        prompt_token_ids,
+        prefill_tokens_per_s: median(&timed, |run| run.prefill_tokens_per_s().unwrap_or(0.0)),
+        decode_tokens_per_s: median(&timed, |run| run.decode_tokens_per_s().unwrap_or(0.0)),
+        time_to_first_token_ms: median(&timed, first_ms),
+        peak_rss_bytes: peak_rss_bytes()?,
+        runs: options.runs,
+    })
+}
+
+fn check(model: &dyn Model, options: BenchOptions) -> Result<()> {
+    let BenchOptions { prompt_tokens, new_tokens, runs } = options;
+    for (name, least, got) in
+        [("prompt_tokens", 1, prompt_tokens), ("new_tokens", 2, new_tokens), ("runs", 1, runs)]
+    {
+        if got < least {
+            return Err(Error::Option { name, expected: format!("{least} or more"), got: got.to_string() });
+        }
+    }
+    let Some(context_length) = model.context_length() else { return Ok(()) };
+    // An encoder-decoder's decoder holds its start token and the new ones.
+    let (decoder, encoder) = if model.is_encoder_decoder() { (1, prompt_tokens) } else { (prompt_tokens, 0) };
+    if decoder.saturating_add(new_tokens) > context_length || encoder > context_length {
+        return Err(Error::Option {
+            name: "prompt_tokens and new_tokens",
+            expected: format!("together at most what the model's context of {context_length} tokens holds"),
+            got: format!("{prompt_tokens} and {new_tokens}"),
+        });
+    }
+    Ok(())
+}
+
+/// The middle value, or the mean of the two middle ones.
+fn median(runs: &[Generation], of: impl Fn(&Generation) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
