@@ -41,3 +41,20 @@ pub enum Error {
         what: String,
     },
 }
+
+impl Error {
+    /// The system refused; says what to do where the reason is known.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Error {
+        Error::Io { path: path.into(), source }
+    }
+
+    /// A file that is not what its format says.
+    pub fn format(path: impl Into<PathBuf>, what: impl Into<String>) -> Error {
+        Error::Format { path: path.into(), what: what.into() }
+    }
+
+    /// A tensor that is not what was wanted.
+    pub fn tensor(name: impl Into<String>, what: impl Into<String>) -> Error {
+        Error::Tensor { name: name.into(), what: what.into() }
+    }
+}

@@ -5,8 +5,16 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
+pub mod folder;
+pub mod gguf;
 pub mod layout;
+pub mod mapped;
+pub mod memory;
+pub mod safetensors;
+pub mod values;
 
-pub use checkpoint::{Checkpoint, TensorInfo, TensorSource};
+pub use checkpoint::{Checkpoint, SideFile, TensorInfo, TensorSource};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
+pub use gguf::{Gguf, GgufArray, GgufValue};
+pub use memory::MemoryTensors;

@@ -1,0 +1,130 @@
+//! A model folder in Hugging Face layout, read as a value.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::SideFile;
+use crate::safetensors::{SafetensorsFile, ShardedTensors};
+use crate::{Checkpoint, Error, Result, TensorSource};
+
+/// Small files that travel with the weights, by name.
+const SIDE_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
+];
+
+/// A folder of further templates, as newer Hugging Face tools write it.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+/// Largest side file that is read.
+const MAX_SIDE_FILE_BYTES: u64 = 512 << 20;
+
+impl Checkpoint {
+    /// Opens a folder: config.json, model.safetensors or its shards, and the small files beside them.
+    pub fn open_folder(place: &Path) -> Result<Checkpoint> {
+        let config = read_config(&place.join("config.json"))?;
+        let tensors = open_weights(place)?;
+        let mut side_files = Vec::new();
+        for path in side_file_paths(place)? {
+            let name = path.strip_prefix(place).expect("side files lie inside their folder");
+            let name =
+                name.to_str().ok_or_else(|| Error::format(&path, "its name is not UTF-8"))?.to_string();
+            side_files.push(SideFile { name, bytes: read_small(&path)? });
+        }
+        Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files })
+    }
+
+    /// The bytes of a side file of that name.
+    pub fn side_file(&self, name: &str) -> Option<&[u8]> {
+        self.side_files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice())
+    }
+}
+
+/// Parses a config.json, keys in file order. Refuses anything but an object.
+pub fn read_config(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = read_small(path)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|problem| Error::format(path, format!("wanted a JSON object: {problem}")))
+}
+
+/// Every file that makes up the model in a folder: config, weights and their index, side files; those that exist, in a
+/// fixed order. What a lineage records the hashes of.
+pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![place.join("config.json")];
+    let single = place.join("model.safetensors");
+    let index = place.join(crate::safetensors::INDEX_NAME);
+    if single.exists() {
+        files.push(single);
+    } else if index.exists() {
+        files.extend(ShardedTensors::open(&index)?.paths().map(Path::to_path_buf));
+        files.push(index);
+    }
+    files.extend(side_file_paths(place)?);
+    Ok(files)
+}
+
+fn open_weights(place: &Path) -> Result<Arc<dyn TensorSource>> {
+    let single = place.join("model.safetensors");
+    if single.exists() {
+        return Ok(Arc::new(SafetensorsFile::open(&single)?));
+    }
+    let index = place.join(crate::safetensors::INDEX_NAME);
+    if index.exists() {
+        return Ok(Arc::new(ShardedTensors::open(&index)?));
+    }
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    let what = if pickled.iter().any(|name| place.join(name).exists()) {
+        "holds pytorch_model.bin, which can run code when it is read; save the model as safetensors first"
+    } else {
+        "holds neither model.safetensors nor model.safetensors.index.json"
+    };
+    Err(Error::format(place, what))
+}
+
+fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> =
+        SIDE_FILES.iter().map(|name| place.join(name)).filter(|path| path.is_file()).collect();
+    let more = place.join(MORE_TEMPLATES);
+    if more.is_dir() {
+        let mut templates = Vec::new();
+        for entry in std::fs::read_dir(&more).map_err(|source| Error::io(&more, source))? {
+            let path = entry.map_err(|source| Error::io(&more, source))?.path();
+            if path.extension().is_some_and(|ending| ending == "jinja") {
+                templates.push(path);
+            }
+        }
+        templates.sort();
+        paths.extend(templates);
+    }
+    Ok(paths)
+}
+
+fn read_small(path: &Path) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if metadata.len() > MAX_SIDE_FILE_BYTES {
+        return Err(Error::format(path, format!("has {} bytes; wanted a small file", metadata.len())));
+    }
+    std::fs::read(path).map_err(|source| Error::io(path, source))
+}

@@ -1,0 +1,14 @@
+//! GGUF files: typed metadata, then tensors under GGUF's own names. Versions 2 and 3 are read, version 3 is written.
+//!
+//! Source: docs/gguf.md of ggml. Layout, all little-endian: `"GGUF", u32 version, u64 n_tensors, u64 n_metadata`, the
+//! metadata, the tensor infos, padding to the alignment, the tensors' bytes, each padded to the alignment.
+
+mod cursor;
+mod read;
+mod value;
+
+pub use read::{Gguf, Header};
+pub use value::{GgufArray, GgufValue};
+
+/// Where tensors start unless `general.alignment` says otherwise, in bytes.
+pub const DEFAULT_ALIGNMENT: usize = 32;
