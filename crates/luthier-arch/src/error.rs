@@ -24,3 +24,15 @@ pub enum Error {
     #[error("{0}")]
     Use(String),
 }
+
+impl Error {
+    /// A key of config.json that is missing or makes no sense.
+    pub(crate) fn config(key: impl Into<String>, what: impl Into<String>) -> Error {
+        Error::Checkpoint(luthier_checkpoint::Error::Config { key: key.into(), what: what.into() })
+    }
+
+    /// A tensor that is missing, has another shape or type than wanted, or holds bad values.
+    pub(crate) fn tensor(name: impl Into<String>, what: impl Into<String>) -> Error {
+        Error::Checkpoint(luthier_checkpoint::Error::Tensor { name: name.into(), what: what.into() })
+    }
+}

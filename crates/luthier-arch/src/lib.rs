@@ -1,6 +1,19 @@
 //! Architectures, one a file, and the blocks that they are built of. One `forward` trains, scores and generates.
 
+pub mod blocks;
+pub mod config;
 pub mod error;
+mod finite;
+pub mod gemma2;
+pub mod init;
+pub mod llama;
+pub mod load;
 pub mod model;
+pub mod table;
+pub mod weights;
 
 pub use error::{Error, Result};
+pub use init::{from_weights, init};
+pub use load::{LoadOptions, load};
+pub use model::{Cache, Encoded, Model, TokenBatch};
+pub use table::{ARCHITECTURES, Architecture, layout};

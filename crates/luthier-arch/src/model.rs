@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use luthier_ops::Weight;
 use luthier_ops::attention::KvCache;
 use luthier_ops::cross_entropy::Targets;
-use luthier_ops::Weight;
 use serde_json::{Map, Value};
 
-use crate::Result;
+use crate::{Error, Result};
 
 // b batch, t tokens, m width, v vocabulary
 
@@ -40,6 +40,76 @@ pub struct Cache {
     pub layers: Vec<KvCache>,
     /// Cross-attention, one per layer, filled by the first decoder step.
     pub cross: Vec<KvCache>,
+    /// Document numbers `[b * s]` of the cached tokens; none while every row is one document.
+    pub segments: Option<Arc<Vec<u32>>>,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new() -> Cache {
+        Cache::default()
+    }
+
+    /// Cached tokens of each row, s.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, KvCache::len)
+    }
+
+    /// Whether nothing is cached yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets all but the first `len` tokens of each row; what the encoder said stays.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        let s = self.len();
+        for layer in &mut self.layers {
+            layer.truncate(len)?;
+        }
+        if let Some(segments) = &self.segments
+            && len < s
+        {
+            let kept = segments.chunks_exact(s).flat_map(|row| row[..len].iter().copied()).collect();
+            self.segments = Some(Arc::new(kept));
+        }
+        Ok(())
+    }
+
+    /// Notes the documents of `t` tokens a row that are about to follow the `cached` ones, and gives those of all.
+    /// Tokens without document numbers go on with the last document of their row.
+    pub(crate) fn extend_segments(
+        &mut self,
+        tokens: &TokenBatch,
+        t: usize,
+        cached: usize,
+    ) -> Result<Option<Arc<Vec<u32>>>> {
+        let rows = tokens.rows;
+        if cached == 0 {
+            self.segments = None;
+        }
+        let held = match (&self.segments, &tokens.segments) {
+            (None, None) => return Ok(None),
+            (Some(held), _) => Arc::clone(held),
+            (None, Some(_)) => Arc::new(vec![0; rows * cached]),
+        };
+        if held.len() != rows * cached {
+            return Err(Error::Use(format!(
+                "{rows} rows continue a cache of {} rows",
+                held.len() / cached.max(1)
+            )));
+        }
+        let mut all = Vec::with_capacity(rows * (cached + t));
+        for row in 0..rows {
+            let before = &held[row * cached..(row + 1) * cached];
+            all.extend_from_slice(before);
+            match &tokens.segments {
+                Some(segments) => all.extend_from_slice(&segments[row * t..(row + 1) * t]),
+                None => all.extend(std::iter::repeat_n(before.last().copied().unwrap_or(0), t)),
+            }
+        }
+        self.segments = Some(Arc::new(all));
+        Ok(self.segments.clone())
+    }
 }
 
 /// A decoder-only or encoder-decoder model.

@@ -115,6 +115,8 @@ pub struct Tie {
     pub name: String,
     /// The weight that it equals.
     pub target: String,
+    /// Whether a file that is written must carry it all the same, because other programs look for it.
+    pub written: bool,
 }
 
 /// All weights that a model of one config has.

@@ -1,0 +1,167 @@
+//! An encoder-decoder model: a stack that sees all of its input, a causal stack that reads it, an output projection.
+
+use candle_core::{Device, Tensor};
+use luthier_checkpoint::layout::{Layout, Tie};
+use luthier_ops::Weight;
+use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
+use serde_json::{Map, Value};
+
+use super::decoder_only::head_spec;
+use super::stack::{Site, Stack, StackShape};
+use crate::model::{Cache, Encoded, Model, TokenBatch};
+use crate::weights::WeightSet;
+use crate::{Error, Result};
+
+const ENCODER_EMBEDDING: &str = "model.encoder.embed_tokens.weight";
+const DECODER_EMBEDDING: &str = "model.decoder.embed_tokens.weight";
+
+/// Sizes and rules of both stacks and what joins them.
+pub struct EncoderDecoderShape {
+    /// Reads the input.
+    pub encoder: StackShape,
+    /// Writes the output.
+    pub decoder: StackShape,
+    /// What the head is called where it is a weight of its own.
+    pub head: &'static str,
+    /// Whether the head is the decoder's embedding.
+    pub tied_head: bool,
+    /// Whether the encoder's embedding is the decoder's.
+    pub tied_embeddings: bool,
+    /// Whether files that are written carry a tied encoder embedding a second time.
+    pub writes_tied_embedding: bool,
+    /// The first decoder token.
+    pub decoder_start_token: u32,
+}
+
+impl EncoderDecoderShape {
+    /// Checks what two stacks must agree on.
+    pub fn check(&self) -> Result<()> {
+        let (encoder, decoder) = (&self.encoder, &self.decoder);
+        if self.tied_embeddings && (encoder.vocab_size, encoder.width) != (decoder.vocab_size, decoder.width)
+        {
+            let what = format!(
+                "true, but the encoder's embedding is [{}, {}] and the decoder's [{}, {}]",
+                encoder.vocab_size, encoder.width, decoder.vocab_size, decoder.width
+            );
+            return Err(Error::config("tie_encoder_embeddings", what));
+        }
+        if self.decoder_start_token as usize >= decoder.vocab_size {
+            let what = format!(
+                "token {} is outside the decoder's vocabulary of {}",
+                self.decoder_start_token, decoder.vocab_size
+            );
+            return Err(Error::config("decoder_start_token_id", what));
+        }
+        Ok(())
+    }
+
+    /// All weights, the encoder's first.
+    pub fn layout(&self) -> Layout {
+        let mut tensors = self.encoder.specs(&Site::encoder());
+        let mut ties = Vec::new();
+        if self.tied_embeddings {
+            tensors.retain(|tensor| tensor.name != ENCODER_EMBEDDING);
+            let (name, target) = (ENCODER_EMBEDDING.to_string(), DECODER_EMBEDDING.to_string());
+            ties.push(Tie { name, target, written: self.writes_tied_embedding });
+        }
+        tensors.extend(self.decoder.specs(&Site::decoder(self.encoder.width)));
+        if self.tied_head {
+            let (name, target) = (self.head.to_string(), DECODER_EMBEDDING.to_string());
+            ties.push(Tie { name, target, written: false });
+        } else {
+            tensors.push(head_spec(self.head, &self.decoder));
+        }
+        Layout { tensors, ties }
+    }
+
+    /// The model that runs.
+    pub fn build(&self, config: &Map<String, Value>, weights: WeightSet) -> Result<Box<dyn Model>> {
+        let decoder = self.decoder.build(&Site::decoder(self.encoder.width), &weights, None)?;
+        let shared = self.tied_embeddings.then(|| decoder.embedding().clone());
+        let encoder = self.encoder.build(&Site::encoder(), &weights, shared)?;
+        let head = if self.tied_head { decoder.embedding().clone() } else { weights.get(self.head)? };
+        Ok(Box::new(EncoderDecoder {
+            config: config.clone(),
+            encoder,
+            decoder,
+            head,
+            decoder_start_token: self.decoder_start_token,
+            device: weights.device().clone(),
+            weights: weights.into_weights(),
+        }))
+    }
+}
+
+struct EncoderDecoder {
+    config: Map<String, Value>,
+    encoder: Stack,
+    decoder: Stack,
+    head: Weight,
+    decoder_start_token: u32,
+    device: Device,
+    weights: Vec<Weight>,
+}
+
+impl Model for EncoderDecoder {
+    fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.decoder.shape().vocab_size
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.decoder.shape().context_length
+    }
+
+    fn decoder_start_token(&self) -> Option<u32> {
+        Some(self.decoder_start_token)
+    }
+
+    fn is_encoder_decoder(&self) -> bool {
+        true
+    }
+
+    fn encode(&self, tokens: &TokenBatch) -> Result<Encoded> {
+        let states = self.encoder.forward(tokens, None, None)?;
+        Ok(Encoded { states, segments: tokens.segments.clone() })
+    }
+
+    fn hidden(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor> {
+        let what = "the decoder of an encoder-decoder needs the encoder's states: encode the input first";
+        let encoded = encoded.ok_or_else(|| Error::Use(what.to_string()))?;
+        self.decoder.forward(tokens, Some(encoded), cache)
+    }
+
+    fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(project(states, &self.head, self.decoder.shape().logit_softcap)?)
+    }
+
+    fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor> {
+        Ok(projected_cross_entropy(states, &self.head, self.decoder.shape().logit_softcap, targets)?)
+    }
+
+    fn set_recomputed_layers(&mut self, n_layers: usize) {
+        let n_encoder = self.encoder.shape().layers.len();
+        self.encoder.set_recomputed_layers(n_layers);
+        self.decoder.set_recomputed_layers(n_layers.saturating_sub(n_encoder));
+    }
+
+    fn n_layers(&self) -> usize {
+        self.encoder.shape().layers.len() + self.decoder.shape().layers.len()
+    }
+}

@@ -1,0 +1,27 @@
+//! A weight matrix with its optional bias.
+
+use luthier_ops::{Result, Tensor, Weight};
+
+use crate::weights::WeightSet;
+
+// m inputs, n outputs
+
+/// `y = x W^T + b`.
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Weight>,
+}
+
+impl Linear {
+    /// Takes `{module}.weight` and, with `bias`, `{module}.bias`.
+    pub fn build(weights: &WeightSet, module: &str, bias: bool) -> crate::Result<Linear> {
+        let weight = weights.get(&format!("{module}.weight"))?;
+        let bias = bias.then(|| weights.get(&format!("{module}.bias"))).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// x: [.., m] -> [.., n].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        luthier_ops::linear::linear(x, &self.weight, self.bias.as_ref())
+    }
+}

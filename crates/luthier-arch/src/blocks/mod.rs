@@ -1,0 +1,14 @@
+//! The parts that architectures are put together from. Each shape describes a part: the tensors it needs (`specs`) and
+//! the running part made of them (`build`), so that a layout and a forward pass cannot drift apart.
+
+pub mod attention;
+pub mod decoder_only;
+pub mod encoder_decoder;
+pub mod feed_forward;
+pub mod layer;
+pub mod linear;
+pub mod norm;
+pub mod pass;
+pub mod rope;
+pub mod stack;
+pub mod window;

@@ -1,0 +1,212 @@
+//! Reads values out of config.json by key, with limits, and remembers which keys were asked for.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Widths; small enough that no product of a model's sizes overflows.
+pub const MAX_WIDTH: usize = 1 << 22;
+/// Vocabulary entries.
+pub const MAX_VOCABULARY: usize = 1 << 24;
+/// Layers of one stack.
+pub const MAX_LAYERS: usize = 1 << 12;
+/// Heads of one attention.
+pub const MAX_HEADS: usize = 1 << 14;
+/// Positions, windows.
+pub const MAX_POSITIONS: usize = 1 << 40;
+
+/// Keys that say nothing about the computation in f32 without dropout.
+const INERT: &[&str] = &[
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "classifier_dropout_rate",
+    "dropout_rate",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "is_decoder",
+    "is_encoder_decoder",
+    "is_llama_config",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "rope_interleaved",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_version",
+    "use_cache",
+];
+
+/// Keys that change the computation in ways that no architecture here follows yet.
+const REFUSED: &[&str] = &["block_configs", "per_layer_config", "quantization_config"];
+
+/// A config.json, or one nested object of it, being read.
+pub struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    /// `encoder.` in front of the keys of a nested object.
+    path: String,
+    asked: RefCell<BTreeSet<&'static str>>,
+}
+
+impl<'a> Keys<'a> {
+    /// The top of config.json. An error for keys that change the computation in ways nobody here follows.
+    pub fn new(map: &'a Map<String, Value>) -> Result<Keys<'a>> {
+        Keys::at(map, String::new())
+    }
+
+    fn at(map: &'a Map<String, Value>, path: String) -> Result<Keys<'a>> {
+        for key in REFUSED {
+            if map.get(*key).is_some_and(|value| !value.is_null()) {
+                let what =
+                    "changes the computation in a way that is not supported; remove it if it does not matter";
+                return Err(Error::config(format!("{path}{key}"), what));
+            }
+        }
+        Ok(Keys { map, path, asked: RefCell::default() })
+    }
+
+    /// The nested object under `key`; none when absent or null.
+    pub fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Keys::at(map, format!("{}{key}.", self.path))?)),
+            Some(other) => Err(self.wrong(key, "an object", other)),
+        }
+    }
+
+    /// The object itself.
+    pub fn map(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
+    /// The key as messages name it, with the objects it is nested in.
+    pub fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.path)
+    }
+
+    /// Keys of the object that were neither asked for nor are known to be inert.
+    pub fn unknown(&self) -> Vec<String> {
+        let asked = self.asked.borrow();
+        let strange =
+            self.map.keys().filter(|key| !asked.contains(key.as_str()) && !INERT.contains(&key.as_str()));
+        strange.map(|key| self.name(key)).collect()
+    }
+
+    fn value(&self, key: &'static str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(key);
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, key: &str, wanted: &str, got: &Value) -> Error {
+        let mut got = got.to_string();
+        if got.chars().count() > 80 {
+            got = got.chars().take(80).chain("...".chars()).collect();
+        }
+        Error::config(self.name(key), format!("expected {wanted}, found {got}"))
+    }
+
+    /// A whole number in 1..=max; none when absent or null.
+    pub fn optional_size(&self, key: &'static str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        match size {
+            Some(size) if (1..=max).contains(&size) => Ok(Some(size)),
+            _ => Err(self.wrong(key, &format!("a whole number from 1 to {max}"), value)),
+        }
+    }
+
+    /// A whole number in 1..=max that must be there.
+    pub fn size(&self, key: &'static str, max: usize) -> Result<usize> {
+        let missing =
+            || Error::config(self.name(key), format!("missing; expected a whole number from 1 to {max}"));
+        self.optional_size(key, max)?.ok_or_else(missing)
+    }
+
+    /// A whole number in 1..=max, `default` when absent or null.
+    pub fn size_or(&self, key: &'static str, max: usize, default: usize) -> Result<usize> {
+        Ok(self.optional_size(key, max)?.unwrap_or(default))
+    }
+
+    /// A whole number from 0 on, none when absent or null.
+    pub fn optional_count(&self, key: &'static str) -> Result<Option<usize>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+        count.map(Some).ok_or_else(|| self.wrong(key, "a whole number from 0 on", value))
+    }
+
+    /// A token id, or the first of a list of them; none when absent or null.
+    pub fn optional_token(&self, key: &'static str) -> Result<Option<u32>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let first = value.as_array().map_or(Some(value), |list| list.first());
+        let token = first.and_then(Value::as_u64).and_then(|token| u32::try_from(token).ok());
+        token.map(Some).ok_or_else(|| self.wrong(key, "a token id", value))
+    }
+
+    /// A token id, `default` when absent, none when null.
+    pub fn optional_token_or(&self, key: &'static str, default: u32) -> Result<Option<u32>> {
+        if self.map.contains_key(key) { self.optional_token(key) } else { Ok(Some(default)) }
+    }
+
+    /// A positive, finite number; none when absent or null.
+    pub fn optional_positive(&self, key: &'static str) -> Result<Option<f64>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
+            _ => Err(self.wrong(key, "a number above 0", value)),
+        }
+    }
+
+    /// A finite number from 0 on, `default` when absent or null.
+    pub fn number_or(&self, key: &'static str, default: f64) -> Result<f64> {
+        let Some(value) = self.value(key) else { return Ok(default) };
+        match value.as_f64() {
+            Some(number) if number >= 0.0 && number.is_finite() => Ok(number),
+            _ => Err(self.wrong(key, "a number from 0 on", value)),
+        }
+    }
+
+    /// true or false, `default` when absent or null.
+    pub fn flag_or(&self, key: &'static str, default: bool) -> Result<bool> {
+        let Some(value) = self.value(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value))
+    }
+
+    /// A string; none when absent or null.
+    pub fn optional_text(&self, key: &'static str) -> Result<Option<&'a str>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a string", value))
+    }
+
+    /// A list of strings; none when absent or null.
+    pub fn optional_texts(&self, key: &'static str) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let list: Option<Vec<&str>> =
+            value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        list.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
+    }
+
+    /// Finite positive numbers; none when absent or null.
+    pub fn optional_positives(&self, key: &'static str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let list: Option<Vec<f64>> =
+            value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
+        match list {
+            Some(list) if list.iter().all(|number| number.is_finite() && *number > 0.0) => Ok(Some(list)),
+            _ => Err(self.wrong(key, "a list of numbers above 0", value)),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Gemma 2: norms before and after each block, soft-capped scores and logits, every other layer with a sliding window.
+//!
+//! Paper: arXiv:2408.00118. Reference: transformers, `modeling_gemma2.py`. Differs from llama in: norm weights are
+//! differences from 1 and each block has a second norm behind it; embeddings are scaled by sqrt(hidden_size); scores are
+//! scaled by query_pre_attn_scalar^-0.5 and capped; logits are capped; the gate is a tanh GELU; layers 0, 2, 4, ... see
+//! a window only; the head is tied.
+
+use serde_json::{Map, Value, json};
+
+use crate::blocks::attention::{AttentionShape, Heads};
+use crate::blocks::feed_forward::{FeedForwardShape, activation};
+use crate::blocks::layer::{LayerShape, NormNames};
+use crate::blocks::norm::NormShape;
+use crate::blocks::rope::Rope;
+use crate::blocks::stack::{Site, StackShape};
+use crate::blocks::window::{LayerType, layer_types};
+use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
+use crate::table::{Architecture, ModelShape};
+use crate::{Error, Result};
+
+/// Its line in the table.
+pub const ARCHITECTURE: Architecture =
+    Architecture { model_type: "gemma2", shape, stack: Some(stack), encoder_decoder: Some(encoder_decoder) };
+
+const NORM_NAMES: NormNames = NormNames {
+    attention: ("input_layernorm", Some("post_attention_layernorm")),
+    cross: ("pre_cross_attn_layernorm", Some("post_cross_attn_layernorm")),
+    feed_forward: ("pre_feedforward_layernorm", Some("post_feedforward_layernorm")),
+};
+
+fn shape(keys: &Keys) -> Result<ModelShape> {
+    let tied_head = keys.flag_or("tie_word_embeddings", true)?;
+    Ok(ModelShape::DecoderOnly { stack: stack(keys, &Site::decoder_only())?, tied_head })
+}
+
+fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {
+    let width = keys.size("hidden_size", MAX_WIDTH)?;
+    let heads = Heads::read(keys, width, Some(4), Some(256))?;
+    let context_length = keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.or(Some(8192));
+    if keys.flag_or("use_bidirectional_attention", false)? {
+        let what = "true, but this architecture is read as a causal decoder only";
+        return Err(Error::config(keys.name("use_bidirectional_attention"), what));
+    }
+    let attention_bias = keys.flag_or("attention_bias", false)?;
+    let attention = AttentionShape {
+        width,
+        source_width: width,
+        query_heads: heads.query,
+        kv_heads: heads.kv,
+        head_dim: heads.width,
+        qkv_bias: attention_bias,
+        output_bias: attention_bias,
+        head_norm: None,
+        scale: keys.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5),
+        softcap: softcap(keys, "attn_logit_softcapping", 50.0)?,
+        window: None,
+    };
+    let feed_forward = FeedForwardShape {
+        width,
+        inner: keys.size("intermediate_size", MAX_WIDTH)?,
+        bias: false,
+        activation: activation(keys, "hidden_activation", "gelu_pytorch_tanh")?,
+    };
+    let n_layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
+    let window = keys.size_or("sliding_window", MAX_POSITIONS, 4096)?;
+    let types = layer_types(keys, n_layers, |layer| LayerType::sliding_if(layer % 2 == 0))?;
+    let layers = types.iter().map(|layer_type| LayerShape {
+        attention: AttentionShape { window: layer_type.window(site, window), ..attention.clone() },
+        feed_forward: feed_forward.clone(),
+    });
+    Ok(StackShape {
+        vocab_size: keys.size("vocab_size", MAX_VOCABULARY)?,
+        width,
+        // The reference holds the factor in f32.
+        embedding_scale: f64::from((width as f64).sqrt() as f32),
+        layers: layers.collect(),
+        norm: NormShape { eps: keys.number_or("rms_norm_eps", 1e-6)?, offset: 1.0 },
+        norm_names: NORM_NAMES,
+        rope: Rope::read(keys, heads.width, context_length, 10_000.0)?,
+        logit_softcap: softcap(keys, "final_logit_softcapping", 30.0)?,
+        context_length,
+        hidden_token: None,
+        initializer_range: keys.number_or("initializer_range", 0.02)?,
+        pad_token: keys.optional_token_or("pad_token_id", 0)?,
+    })
+}
+
+/// Absent means the default, null means none.
+fn softcap(keys: &Keys, key: &'static str, default: f64) -> Result<Option<f64>> {
+    if keys.map().contains_key(key) { keys.optional_positive(key) } else { Ok(Some(default)) }
+}
+
+/// The T5Gemma config (arXiv:2504.06225) of an encoder and a decoder made of two Gemma 2 models.
+fn encoder_decoder(encoder: &Map<String, Value>, decoder: &Map<String, Value>) -> Result<Map<String, Value>> {
+    let module = |config: &Map<String, Value>, is_decoder: bool| {
+        let mut module = config.clone();
+        for key in ["architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"] {
+            module.shift_remove(key);
+        }
+        module.insert("model_type".to_string(), json!("t5_gemma_module"));
+        module.insert("is_decoder".to_string(), json!(is_decoder));
+        module
+    };
+    let (encoder_width, decoder_width) = (encoder.get("hidden_size"), decoder.get("hidden_size"));
+    let same_embedding =
+        encoder_width == decoder_width && encoder.get("vocab_size") == decoder.get("vocab_size");
+    let mut decoder_module = module(decoder, true);
+    if let Some(width) = encoder_width {
+        decoder_module.insert("cross_attention_hidden_size".to_string(), width.clone());
+    }
+    let mut config = Map::new();
+    let mut set = |key: &str, value: Value| {
+        config.insert(key.to_string(), value);
+    };
+    set("architectures", json!(["T5GemmaForConditionalGeneration"]));
+    set("model_type", json!("t5gemma"));
+    set("is_encoder_decoder", json!(true));
+    set("encoder", Value::Object(module(encoder, false)));
+    set("decoder", Value::Object(decoder_module));
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "dtype", "torch_dtype"] {
+        if let Some(value) = decoder.get(key) {
+            set(key, value.clone());
+        }
+    }
+    set("decoder_start_token_id", decoder.get("bos_token_id").cloned().unwrap_or(json!(2)));
+    set("tie_word_embeddings", decoder.get("tie_word_embeddings").cloned().unwrap_or(json!(true)));
+    set("tie_encoder_embeddings", json!(same_embedding));
+    set("dropout_rate", json!(0.0));
+    set("classifier_dropout_rate", json!(0.0));
+    set("attention_dropout", json!(0.0));
+    set("initializer_range", decoder.get("initializer_range").cloned().unwrap_or(json!(0.02)));
+    Ok(config)
+}

@@ -1,0 +1,117 @@
+//! Fresh weights, as the reference initialises them, the same for the same seed on every machine and thread count.
+
+use candle_core::{Device, Tensor};
+use luthier_checkpoint::layout::{Part, StackKind, TensorSpec};
+use luthier_ops::Weight;
+use serde_json::{Map, Value};
+
+use crate::blocks::stack::StackShape;
+use crate::model::Model;
+use crate::table::{self, ModelShape};
+use crate::weights::WeightSet;
+use crate::{Error, Result};
+
+/// More than this cannot be meant: 64 GiB of f32.
+const MAX_PARAMETERS: usize = 1 << 34;
+
+/// A model of this config with random weights: matrices normal with deviation `initializer_range`, biases 0, norms
+/// neutral, the padding token's embedding 0. Depends on `seed` and each tensor's name only.
+pub fn init(
+    config: &Map<String, Value>,
+    seed: u64,
+    trainable: bool,
+    device: &Device,
+) -> Result<Box<dyn Model>> {
+    let shape = table::shape(config)?;
+    let layout = shape.layout();
+    if layout.parameters() > MAX_PARAMETERS {
+        let what = format!(
+            "the config's sizes make {} parameters, more than can be started here",
+            layout.parameters()
+        );
+        return Err(Error::Use(what));
+    }
+    let mut weights = Vec::with_capacity(layout.tensors.len());
+    for spec in &layout.tensors {
+        let values = fresh_values(spec, &shape, seed);
+        let values = Tensor::from_vec(values, spec.shape.as_slice(), device)?;
+        weights.push(Weight::dense(&spec.name, &values, trainable)?);
+    }
+    shape.build(config, WeightSet::new(&layout, weights, device)?)
+}
+
+/// A model of this config on given weights, one for each tensor of its layout.
+pub fn from_weights(
+    config: &Map<String, Value>,
+    weights: Vec<Weight>,
+    device: &Device,
+) -> Result<Box<dyn Model>> {
+    let shape = table::shape(config)?;
+    shape.build(config, WeightSet::new(&shape.layout(), weights, device)?)
+}
+
+/// The fresh values of one tensor of a model of this config, row-major; those that `init` gives it.
+pub fn fresh(config: &Map<String, Value>, spec: &TensorSpec, seed: u64) -> Result<Vec<f32>> {
+    Ok(fresh_values(spec, &table::shape(config)?, seed))
+}
+
+fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
+    use Part::*;
+    let stack = stack_of(spec, shape);
+    let len = spec.shape.iter().product();
+    match spec.role.part {
+        FinalNorm
+        | SelfAttentionHeadNorm(_)
+        | CrossAttentionHeadNorm(_)
+        | SelfAttentionNorm
+        | SelfAttentionPostNorm
+        | CrossAttentionNorm
+        | CrossAttentionPostNorm
+        | FeedForwardNorm
+        | FeedForwardPostNorm => vec![(1.0 - stack.norm.offset) as f32; len],
+        SelfAttentionBias(_) | CrossAttentionBias(_) | GateBias | UpBias | DownBias => vec![0.0; len],
+        Embedding => {
+            let mut values = normal(&spec.name, seed, stack.initializer_range, len);
+            if let Some(pad) = stack.pad_token {
+                let row = pad as usize * stack.width;
+                if let Some(row) = values.get_mut(row..row + stack.width) {
+                    row.fill(0.0);
+                }
+            }
+            values
+        }
+        Head | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
+            normal(&spec.name, seed, stack.initializer_range, len)
+        }
+    }
+}
+
+fn stack_of<'a>(spec: &TensorSpec, shape: &'a ModelShape) -> &'a StackShape {
+    match (shape, spec.role.stack) {
+        (ModelShape::DecoderOnly { stack, .. }, _) => stack,
+        (ModelShape::EncoderDecoder(shape), StackKind::Encoder) => &shape.encoder,
+        (ModelShape::EncoderDecoder(shape), StackKind::Decoder) => &shape.decoder,
+    }
+}
+
+/// Draws by Box-Muller from a SplitMix64 stream of this name and seed.
+fn normal(name: &str, seed: u64, deviation: f64, len: usize) -> Vec<f32> {
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mut uniform = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // 53 bits, never 0, of which a logarithm is taken.
+        (((mixed ^ (mixed >> 31)) >> 11) as f64 + 1.0) / (1u64 << 53) as f64
+    };
+    let mut values = Vec::with_capacity(len + 1);
+    while values.len() < len {
+        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt() * deviation, std::f64::consts::TAU * uniform());
+        values.push((radius * angle.cos()) as f32);
+        values.push((radius * angle.sin()) as f32);
+    }
+    values.truncate(len);
+    values
+}

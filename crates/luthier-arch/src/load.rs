@@ -1,0 +1,152 @@
+//! From a checkpoint to a model: every tensor is used, a known repetition, a known leftover, or an error.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use luthier_checkpoint::layout::{Layout, TensorSpec};
+use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo};
+use luthier_kernels::blocks::{BlockType, dequantize};
+use luthier_ops::{StoredMatrix, Weight};
+
+use crate::model::Model;
+use crate::weights::WeightSet;
+use crate::{Error, Result, finite, table};
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Whether weights become f32 values that can be trained; otherwise matrices stay as their file stores them.
+    pub trainable: bool,
+    /// Where the model computes.
+    pub device: Device,
+}
+
+/// The model of a checkpoint. Errors name the tensor or the config key that is at fault.
+pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Model>> {
+    let shape = table::shape(&checkpoint.config)?;
+    let layout = shape.layout();
+    let stored = check_tensors(&layout, checkpoint)?;
+    check_ties(&layout, checkpoint, &stored)?;
+    let mut weights = Vec::with_capacity(layout.tensors.len());
+    for spec in &layout.tensors {
+        weights.push(weight(spec, stored[spec.name.as_str()], checkpoint, options)?);
+    }
+    shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
+}
+
+/// Compares the layout with the headers; the tensors' block types by name.
+fn check_tensors<'a>(layout: &'a Layout, checkpoint: &Checkpoint) -> Result<HashMap<&'a str, BlockType>> {
+    let infos: HashMap<&str, &TensorInfo> =
+        checkpoint.tensors.infos().iter().map(|info| (info.name.as_str(), info)).collect();
+    let mut stored = HashMap::new();
+    for spec in &layout.tensors {
+        let info = infos.get(spec.name.as_str()).ok_or_else(|| missing(spec, checkpoint))?;
+        check_shape(&spec.name, &spec.shape, info)?;
+        stored.insert(spec.name.as_str(), block_type(info)?);
+    }
+    for tie in &layout.ties {
+        if let Some(info) = infos.get(tie.name.as_str()) {
+            let target = layout.tensors.iter().find(|spec| spec.name == tie.target);
+            let target = target.ok_or_else(|| Error::tensor(&tie.target, "missing"))?;
+            check_shape(&tie.name, &target.shape, info)?;
+            stored.insert(tie.name.as_str(), block_type(info)?);
+        }
+    }
+    for info in checkpoint.tensors.infos() {
+        let known = stored.contains_key(info.name.as_str()) || is_leftover(&info.name);
+        if !known {
+            let what = format!(
+                "shape {:?}: a model of this config.json has no such tensor; does model_type or a size fit?",
+                info.shape
+            );
+            return Err(Error::tensor(&info.name, what));
+        }
+    }
+    Ok(stored)
+}
+
+fn missing(spec: &TensorSpec, checkpoint: &Checkpoint) -> Error {
+    let what =
+        format!("missing from {}; the config asks for shape {:?}", checkpoint.place.display(), spec.shape);
+    Error::tensor(&spec.name, what)
+}
+
+fn check_shape(name: &str, wanted: &[usize], info: &TensorInfo) -> Result<()> {
+    if info.shape == wanted {
+        return Ok(());
+    }
+    let what = format!("expected shape {wanted:?} from the config, found {:?}", info.shape);
+    Err(Error::tensor(name, what))
+}
+
+fn block_type(info: &TensorInfo) -> Result<BlockType> {
+    match info.dtype {
+        Dtype::Weights(block_type) => Ok(block_type),
+        other => {
+            Err(Error::tensor(&info.name, format!("expected floats or quantised blocks, found {other:?}")))
+        }
+    }
+}
+
+/// Buffers that old files carry and that follow from the config.
+fn is_leftover(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// A tied weight that a file carries twice must be the same twice.
+fn check_ties(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, BlockType>) -> Result<()> {
+    for tie in &layout.ties {
+        let Some(own_type) = stored.get(tie.name.as_str()) else { continue };
+        let target_type = stored[tie.target.as_str()];
+        let (own, target) = (checkpoint.tensors.read(&tie.name)?, checkpoint.tensors.read(&tie.target)?);
+        let same = *own_type == target_type && own[..] == target[..];
+        if !same && widen(&tie.name, *own_type, &own)? != widen(&tie.target, target_type, &target)? {
+            let what = format!(
+                "differs from {}, but the config ties them; set tie_word_embeddings to false to keep both",
+                tie.target
+            );
+            return Err(Error::tensor(&tie.name, what));
+        }
+    }
+    Ok(())
+}
+
+fn weight(
+    spec: &TensorSpec,
+    block_type: BlockType,
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+) -> Result<Weight> {
+    let bytes = checkpoint.tensors.read(&spec.name)?;
+    check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
+    finite::check(&spec.name, block_type, &bytes)?;
+    if let ([rows, cols], false, true) = (&spec.shape[..], options.trainable, options.device.is_cpu()) {
+        return Ok(Weight::stored(&spec.name, StoredMatrix { block_type, bytes, rows: *rows, cols: *cols }));
+    }
+    let values = widen(&spec.name, block_type, &bytes)?;
+    let values = Tensor::from_vec(values, spec.shape.as_slice(), &options.device)?;
+    Ok(Weight::dense(&spec.name, &values, options.trainable)?)
+}
+
+fn check_bytes(name: &str, shape: &[usize], block_type: BlockType, got: usize) -> Result<()> {
+    let cols = shape.last().copied().unwrap_or(1);
+    let values: usize = shape.iter().product();
+    let wanted = values / block_type.block_len() * block_type.block_bytes();
+    if cols % block_type.block_len() != 0 || got != wanted {
+        let what = format!("expected {wanted} bytes of {block_type:?} for shape {shape:?}, found {got}");
+        return Err(Error::tensor(name, what));
+    }
+    Ok(())
+}
+
+fn widen(name: &str, block_type: BlockType, bytes: &[u8]) -> Result<Vec<f32>> {
+    if bytes.len() % block_type.block_bytes() != 0 {
+        return Err(Error::tensor(
+            name,
+            format!("{} bytes are no whole number of {block_type:?} blocks", bytes.len()),
+        ));
+    }
+    let mut values = vec![0f32; bytes.len() / block_type.block_bytes() * block_type.block_len()];
+    dequantize(block_type, bytes, &mut values);
+    Ok(values)
+}

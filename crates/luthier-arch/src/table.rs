@@ -1,0 +1,87 @@
+//! The architectures, one line each, and what one can ask of a config.
+
+use luthier_checkpoint::layout::Layout;
+use serde_json::{Map, Value};
+
+use crate::blocks::decoder_only;
+use crate::blocks::encoder_decoder::EncoderDecoderShape;
+use crate::blocks::stack::{Site, StackShape};
+use crate::config::Keys;
+use crate::model::Model;
+use crate::weights::WeightSet;
+use crate::{Error, Result};
+
+/// Sorted by model_type.
+pub const ARCHITECTURES: &[Architecture] = &[crate::gemma2::ARCHITECTURE, crate::llama::ARCHITECTURE];
+
+/// What one architecture file gives.
+pub struct Architecture {
+    /// As config.json calls it.
+    pub model_type: &'static str,
+    /// Reads a config into sizes and rules.
+    pub shape: fn(&Keys) -> Result<ModelShape>,
+    /// Reads a config into one stack that stands at that site of an encoder-decoder.
+    pub stack: Option<fn(&Keys, &Site) -> Result<StackShape>>,
+    /// The config of the encoder-decoder that two models (encoder, decoder) of this architecture make together, where
+    /// there is one that other programs know.
+    pub encoder_decoder: Option<fn(&Map<String, Value>, &Map<String, Value>) -> Result<Map<String, Value>>>,
+}
+
+/// Sizes and rules of a whole model.
+pub enum ModelShape {
+    /// One causal stack.
+    DecoderOnly {
+        /// The stack.
+        stack: StackShape,
+        /// Whether the head is the embedding.
+        tied_head: bool,
+    },
+    /// Two stacks.
+    EncoderDecoder(EncoderDecoderShape),
+}
+
+impl ModelShape {
+    /// All weights.
+    pub fn layout(&self) -> Layout {
+        match self {
+            ModelShape::DecoderOnly { stack, tied_head } => decoder_only::layout(stack, *tied_head),
+            ModelShape::EncoderDecoder(shape) => shape.layout(),
+        }
+    }
+
+    /// The model that runs on `weights`, which are those of the layout.
+    pub fn build(&self, config: &Map<String, Value>, weights: WeightSet) -> Result<Box<dyn Model>> {
+        match self {
+            ModelShape::DecoderOnly { stack, tied_head } => {
+                decoder_only::build(config, stack, *tied_head, weights)
+            }
+            ModelShape::EncoderDecoder(shape) => shape.build(config, weights),
+        }
+    }
+}
+
+/// The architecture that `model_type` of this config names.
+pub fn architecture(keys: &Keys) -> Result<&'static Architecture> {
+    let model_type = keys.optional_text("model_type")?;
+    let model_type = model_type.ok_or_else(|| {
+        Error::config(keys.name("model_type"), format!("missing; expected one of {}", known()))
+    })?;
+    let found = ARCHITECTURES.iter().find(|architecture| architecture.model_type == model_type);
+    found.ok_or_else(|| Error::UnknownArchitecture { model_type: model_type.to_string(), known: known() })
+}
+
+fn known() -> String {
+    let names: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.model_type).collect();
+    names.join(", ")
+}
+
+/// Sizes and rules of the model that this config describes; an error names the key at fault.
+pub fn shape(config: &Map<String, Value>) -> Result<ModelShape> {
+    let keys = Keys::new(config)?;
+    (architecture(&keys)?.shape)(&keys)
+}
+
+/// All weights of a model of this config.
+pub fn layout(config: &Map<String, Value>) -> Result<Layout> {
+    Ok(shape(config)?.layout())
+}

@@ -1,0 +1,103 @@
+//! Logits, loss and every gradient equal the reference's (tools/golden/models.py).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use luthier_arch::{Encoded, LoadOptions, Model, TokenBatch, load};
+use luthier_ops::cross_entropy::Targets;
+use luthier_ops::weight::Values;
+
+use crate::source::{Named, checkpoint, golden_config, golden_tensors};
+
+/// f32 sums in another order; the largest values are around 5.
+const TOLERANCE: f32 = 2e-5;
+
+pub(crate) fn model(name: &str, trainable: bool) -> Box<dyn Model> {
+    let checkpoint = checkpoint(&golden_config(name), &golden_tensors(name, "model.safetensors"));
+    load(&checkpoint, &LoadOptions { trainable, device: Device::Cpu }).unwrap()
+}
+
+pub(crate) fn batch(tensors: &BTreeMap<String, Named>, name: &str) -> TokenBatch {
+    let (_, shape, values) = &tensors[name];
+    TokenBatch { ids: values.iter().map(|id| *id as u32).collect(), rows: shape[0], segments: None }
+}
+
+pub(crate) fn by_name(tensors: Vec<Named>) -> BTreeMap<String, Named> {
+    tensors.into_iter().map(|tensor| (tensor.0.clone(), tensor)).collect()
+}
+
+pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+pub(crate) fn assert_close(what: &str, got: &[f32], wanted: &[f32]) {
+    assert_eq!(got.len(), wanted.len(), "{what}");
+    let worst = got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0f32, |worst, difference| {
+        if difference.is_nan() { f32::INFINITY } else { worst.max(difference) }
+    });
+    assert!(worst < TOLERANCE, "{what}: off by {worst}");
+}
+
+fn encode(model: &dyn Model, golden: &BTreeMap<String, Named>) -> Option<Encoded> {
+    golden.contains_key("encoder_ids").then(|| {
+        let mut tokens = batch(golden, "encoder_ids");
+        let segments = golden["encoder_mask"].2.iter().map(|seen| if *seen == 1.0 { 0 } else { u32::MAX });
+        tokens.segments = Some(Arc::new(segments.collect()));
+        model.encode(&tokens).unwrap()
+    })
+}
+
+fn check(name: &str) {
+    let golden = by_name(golden_tensors(name, "golden.safetensors"));
+    let model = model(name, true);
+    let encoded = encode(model.as_ref(), &golden);
+    let states = model.hidden(&batch(&golden, "ids"), encoded.as_ref(), None).unwrap();
+    assert_close("logits", &values(&model.logits(&states).unwrap()), &golden["logits"].2);
+
+    let wanted = &golden["targets"].2;
+    let targets = Targets {
+        ids: wanted.iter().map(|id| id.max(0.0) as u32).collect(),
+        weights: wanted.iter().map(|id| if *id < 0.0 { 0.0 } else { 1.0 }).collect(),
+        normalizer: wanted.iter().filter(|id| **id >= 0.0).count() as f32,
+        teacher: None,
+    };
+    let width = states.dims()[2];
+    let loss = model.loss(&states.reshape((targets.ids.len(), width)).unwrap(), &targets).unwrap();
+    assert_close("loss", &[loss.to_scalar().unwrap()], &golden["loss"].2);
+
+    let tape = loss.backward().unwrap();
+    let mut checked = 0;
+    for weight in model.weights() {
+        let beside = weight.grad().clone();
+        let gradient = match weight.values() {
+            _ if !beside.is_empty() => beside,
+            Values::Dense(tensor) => values(tape.get(tensor).unwrap()),
+            Values::Stored(_) => panic!("{} is not trainable", weight.name()),
+        };
+        assert_close(weight.name(), &gradient, &golden[&format!("grad.{}", weight.name())].2);
+        checked += 1;
+    }
+    let wanted = golden.keys().filter(|key| key.starts_with("grad.")).count();
+    assert_eq!(checked, wanted);
+
+    let frozen = self::model(name, false);
+    let encoded = encode(frozen.as_ref(), &golden);
+    let states = frozen.hidden(&batch(&golden, "ids"), encoded.as_ref(), None).unwrap();
+    assert_close("frozen logits", &values(&frozen.logits(&states).unwrap()), &golden["logits"].2);
+}
+
+#[test]
+fn llama_equals_reference() {
+    check("llama");
+}
+
+#[test]
+fn llama_with_tied_head_equals_reference() {
+    check("llama-tied");
+}
+
+#[test]
+fn gemma2_equals_reference() {
+    check("gemma2");
+}

@@ -1,0 +1,180 @@
+"""Makes golden/<name>/: tiny random models with awkward shapes, and what the reference computes with them.
+
+Each folder holds config.json, model.safetensors and golden.safetensors: inputs, logits, loss and every gradient, f32
+on CPU with eager attention. Run `python tools/golden/models.py golden` with the versions of requirements.txt.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+)
+
+from joined import JoinedModel, joined_config
+
+VOCABULARY = 61
+TOKENS = 11
+
+
+def randomize(model, seed):
+    """Weights large enough for soft caps and softmaxes to bend, norms and biases away from their neutral values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            draw = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                parameter.copy_(draw * 0.2)
+            elif "norm" in name:
+                neutral = parameter.mean().round()
+                parameter.copy_(neutral + draw * 0.3)
+            else:
+                parameter.copy_(draw * 0.25)
+    return model.eval()
+
+
+def tokens(seed, rows, length, low=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, VOCABULARY, (rows, length), generator=generator)
+
+
+def targets_of(ids, seed):
+    """Next tokens, a few of them unscored."""
+    targets = torch.cat([ids[:, 1:], torch.full((ids.shape[0], 1), -100)], dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.where(torch.rand(ids.shape, generator=generator) < 0.2, -100, targets)
+
+
+def backward(model, logits, targets):
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-100)
+    model.zero_grad()
+    loss.backward()
+    gradients = {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach().reshape(1), **gradients}
+
+
+def write(folder, config, weights, golden):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    plain = lambda tensors: {
+        name: (t.to(torch.int32) if t.dtype == torch.int64 else t.detach().float()).contiguous().clone()
+        for name, t in tensors.items()
+    }
+    save_file(plain(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(plain(golden), folder / "golden.safetensors")
+
+
+def decoder_only(folder, model, seed):
+    randomize(model, seed)
+    ids = tokens(seed + 1, 2, TOKENS)
+    targets = targets_of(ids, seed + 2)
+    logits = model(input_ids=ids, use_cache=False).logits
+    golden = {"ids": ids, "targets": targets, "logits": logits, **backward(model, logits, targets)}
+    config = model.config.to_dict()
+    weights = dict(model.named_parameters())
+    write(folder, config, weights, golden)
+
+
+def encoder_decoder(folder, model, config, seed):
+    randomize(model, seed)
+    encoder_ids = tokens(seed + 1, 2, TOKENS)
+    mask = torch.ones_like(encoder_ids)
+    mask[1, -3:] = 0
+    ids = tokens(seed + 2, 2, TOKENS - 2)
+    targets = targets_of(ids, seed + 3)
+    logits = model(
+        input_ids=encoder_ids,
+        attention_mask=mask,
+        decoder_input_ids=ids,
+        decoder_attention_mask=torch.ones_like(ids),
+        use_cache=False,
+    ).logits
+    golden = {"encoder_ids": encoder_ids, "encoder_mask": mask, "ids": ids, "targets": targets}
+    golden |= {"logits": logits, **backward(model, logits, targets)}
+    if isinstance(model, T5GemmaForConditionalGeneration):
+        with_pad = tokens(seed + 4, 2, TOKENS)
+        with_pad[0, 4] = 0
+        logits = model(input_ids=with_pad, decoder_input_ids=ids).logits
+        golden |= {"pad_encoder_ids": with_pad, "pad_logits": logits}
+    write(folder, config, dict(model.named_parameters()), golden)
+
+
+COMMON = dict(vocab_size=VOCABULARY, attn_implementation="eager", max_position_embeddings=64, pad_token_id=0)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+GEMMA = dict(
+    vocab_size=VOCABULARY,
+    max_position_embeddings=64,
+    sliding_window=4,
+    attn_logit_softcapping=3.0,
+    final_logit_softcapping=5.0,
+    query_pre_attn_scalar=7,
+    hidden_activation="gelu_pytorch_tanh",
+)
+
+
+def main(root):
+    llama = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=12, num_hidden_layers=2)
+    llama |= dict(intermediate_size=52, attention_bias=True, mlp_bias=True, rope_parameters=LLAMA3)
+    decoder_only(root / "llama", LlamaForCausalLM(LlamaConfig(**COMMON, **llama)), 1)
+
+    tied = dict(hidden_size=36, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=2)
+    tied |= dict(intermediate_size=44, tie_word_embeddings=True, rms_norm_eps=1e-5)
+    tied |= dict(rope_parameters=dict(rope_type="default", rope_theta=100000.0))
+    decoder_only(root / "llama-tied", LlamaForCausalLM(LlamaConfig(**COMMON, **tied)), 11)
+
+    mistral = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=10, num_hidden_layers=2)
+    mistral |= dict(intermediate_size=44, sliding_window=4)
+    decoder_only(root / "mistral", MistralForCausalLM(MistralConfig(**COMMON, **mistral)), 21)
+
+    qwen2 = dict(hidden_size=36, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=3)
+    qwen2 |= dict(intermediate_size=40, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    decoder_only(root / "qwen2", Qwen2ForCausalLM(Qwen2Config(**COMMON, **qwen2)), 31)
+
+    qwen3 = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=14, num_hidden_layers=2)
+    qwen3 |= dict(intermediate_size=44, tie_word_embeddings=True)
+    decoder_only(root / "qwen3", Qwen3ForCausalLM(Qwen3Config(**COMMON, **qwen3)), 41)
+
+    gemma2 = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=12, num_hidden_layers=3)
+    gemma2 |= dict(intermediate_size=44)
+    config = Gemma2Config(**GEMMA, **gemma2, attn_implementation="eager")
+    decoder_only(root / "gemma2", Gemma2ForCausalLM(config), 51)
+
+    encoder = dict(**GEMMA, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=10)
+    encoder |= dict(num_hidden_layers=2, intermediate_size=44)
+    decoder = dict(**GEMMA, hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=12)
+    decoder |= dict(num_hidden_layers=2, intermediate_size=36)
+    config = T5GemmaConfig(encoder=encoder, decoder=decoder, vocab_size=VOCABULARY)
+    config._attn_implementation = "eager"
+    model = T5GemmaForConditionalGeneration(config)
+    encoder_decoder(root / "t5gemma", model, model.config.to_dict(), 61)
+
+    encoder = LlamaConfig(**COMMON, **(tied | dict(num_hidden_layers=2)))
+    decoder = Qwen3Config(**COMMON, **(qwen3 | dict(tie_word_embeddings=True)))
+    model = JoinedModel(encoder, decoder)
+    encoder_decoder(root / "encoder-decoder", model, joined_config(encoder, decoder), 71)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
