@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -59,16 +60,21 @@ pub struct Keys<'a> {
     map: &'a Map<String, Value>,
     /// `encoder.` in front of the keys of a nested object.
     path: String,
-    asked: RefCell<BTreeSet<&'static str>>,
+    /// Full names, shared with the objects around and inside.
+    asked: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Keys<'a> {
     /// The top of config.json. An error for keys that change the computation in ways nobody here follows.
     pub fn new(map: &'a Map<String, Value>) -> Result<Keys<'a>> {
-        Keys::at(map, String::new())
+        Keys::at(map, String::new(), Rc::default())
     }
 
-    fn at(map: &'a Map<String, Value>, path: String) -> Result<Keys<'a>> {
+    fn at(
+        map: &'a Map<String, Value>,
+        path: String,
+        asked: Rc<RefCell<BTreeSet<String>>>,
+    ) -> Result<Keys<'a>> {
         for key in REFUSED {
             if map.get(*key).is_some_and(|value| !value.is_null()) {
                 let what =
@@ -76,14 +82,16 @@ impl<'a> Keys<'a> {
                 return Err(Error::config(format!("{path}{key}"), what));
             }
         }
-        Ok(Keys { map, path, asked: RefCell::default() })
+        Ok(Keys { map, path, asked })
     }
 
     /// The nested object under `key`; none when absent or null.
     pub fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Keys::at(map, format!("{}{key}.", self.path))?)),
+            Some(Value::Object(map)) => {
+                Ok(Some(Keys::at(map, format!("{}{key}.", self.path), Rc::clone(&self.asked))?))
+            }
             Some(other) => Err(self.wrong(key, "an object", other)),
         }
     }
@@ -98,16 +106,15 @@ impl<'a> Keys<'a> {
         format!("{}{key}", self.path)
     }
 
-    /// Keys of the object that were neither asked for nor are known to be inert.
+    /// Keys that were neither asked for nor are known to be inert, those of nested objects included.
     pub fn unknown(&self) -> Vec<String> {
-        let asked = self.asked.borrow();
-        let strange =
-            self.map.keys().filter(|key| !asked.contains(key.as_str()) && !INERT.contains(&key.as_str()));
-        strange.map(|key| self.name(key)).collect()
+        let mut unknown = Vec::new();
+        collect_unknown(self.map, &self.path, &self.asked.borrow(), &mut unknown);
+        unknown
     }
 
     fn value(&self, key: &'static str) -> Option<&'a Value> {
-        self.asked.borrow_mut().insert(key);
+        self.asked.borrow_mut().insert(self.name(key));
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -207,6 +214,24 @@ impl<'a> Keys<'a> {
         match list {
             Some(list) if list.iter().all(|number| number.is_finite() && *number > 0.0) => Ok(Some(list)),
             _ => Err(self.wrong(key, "a list of numbers above 0", value)),
+        }
+    }
+}
+
+fn collect_unknown(
+    map: &Map<String, Value>,
+    path: &str,
+    asked: &BTreeSet<String>,
+    unknown: &mut Vec<String>,
+) {
+    for (key, value) in map {
+        let name = format!("{path}{key}");
+        match value {
+            Value::Object(nested) if asked.contains(&name) => {
+                collect_unknown(nested, &format!("{name}."), asked, unknown);
+            }
+            _ if asked.contains(&name) || INERT.contains(&key.as_str()) => {}
+            _ => unknown.push(name),
         }
     }
 }

@@ -30,7 +30,7 @@ const NORM_NAMES: NormNames = NormNames {
 
 fn shape(keys: &Keys) -> Result<ModelShape> {
     let tied_head = keys.flag_or("tie_word_embeddings", true)?;
-    Ok(ModelShape::DecoderOnly { stack: stack(keys, &Site::decoder_only())?, tied_head })
+    Ok(ModelShape::DecoderOnly { stack: Box::new(stack(keys, &Site::decoder_only())?), tied_head })
 }
 
 fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {

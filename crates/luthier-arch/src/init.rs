@@ -58,6 +58,10 @@ pub fn fresh(config: &Map<String, Value>, spec: &TensorSpec, seed: u64) -> Resul
 fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
     use Part::*;
     let stack = stack_of(spec, shape);
+    let deviation = match shape {
+        ModelShape::DecoderOnly { stack, .. } => stack.initializer_range,
+        ModelShape::EncoderDecoder(shape) => shape.initializer_range,
+    };
     let len = spec.shape.iter().product();
     match spec.role.part {
         FinalNorm
@@ -71,7 +75,7 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
         | FeedForwardPostNorm => vec![(1.0 - stack.norm.offset) as f32; len],
         SelfAttentionBias(_) | CrossAttentionBias(_) | GateBias | UpBias | DownBias => vec![0.0; len],
         Embedding => {
-            let mut values = normal(&spec.name, seed, stack.initializer_range, len);
+            let mut values = normal(&spec.name, seed, deviation, len);
             if let Some(pad) = stack.pad_token {
                 let row = pad as usize * stack.width;
                 if let Some(row) = values.get_mut(row..row + stack.width) {
@@ -81,7 +85,7 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
             values
         }
         Head | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
-            normal(&spec.name, seed, stack.initializer_range, len)
+            normal(&spec.name, seed, deviation, len)
         }
     }
 }

@@ -2,13 +2,18 @@
 
 pub mod blocks;
 pub mod config;
+pub mod encoder_decoder;
 pub mod error;
 mod finite;
 pub mod gemma2;
 pub mod init;
 pub mod llama;
 pub mod load;
+pub mod mistral;
 pub mod model;
+pub mod qwen2;
+pub mod qwen3;
+pub mod t5gemma;
 pub mod table;
 pub mod weights;
 
@@ -16,4 +21,4 @@ pub use error::{Error, Result};
 pub use init::{from_weights, init};
 pub use load::{LoadOptions, load};
 pub use model::{Cache, Encoded, Model, TokenBatch};
-pub use table::{ARCHITECTURES, Architecture, layout};
+pub use table::{ARCHITECTURES, Architecture, encoder_decoder_config, layout, unknown_keys};

@@ -25,7 +25,7 @@ const NORM_NAMES: NormNames = NormNames {
 
 fn shape(keys: &Keys) -> Result<ModelShape> {
     let tied_head = keys.flag_or("tie_word_embeddings", false)?;
-    Ok(ModelShape::DecoderOnly { stack: stack(keys, &Site::decoder_only())?, tied_head })
+    Ok(ModelShape::DecoderOnly { stack: Box::new(stack(keys, &Site::decoder_only())?), tied_head })
 }
 
 fn stack(keys: &Keys, _site: &Site) -> Result<StackShape> {

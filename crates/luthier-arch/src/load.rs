@@ -140,7 +140,7 @@ fn check_bytes(name: &str, shape: &[usize], block_type: BlockType, got: usize) -
 }
 
 fn widen(name: &str, block_type: BlockType, bytes: &[u8]) -> Result<Vec<f32>> {
-    if bytes.len() % block_type.block_bytes() != 0 {
+    if !bytes.len().is_multiple_of(block_type.block_bytes()) {
         return Err(Error::tensor(
             name,
             format!("{} bytes are no whole number of {block_type:?} blocks", bytes.len()),

@@ -11,8 +11,20 @@ use crate::model::Model;
 use crate::weights::WeightSet;
 use crate::{Error, Result};
 
+/// A config.json.
+pub type Config = Map<String, Value>;
+
 /// Sorted by model_type.
-pub const ARCHITECTURES: &[Architecture] = &[crate::gemma2::ARCHITECTURE, crate::llama::ARCHITECTURE];
+#[rustfmt::skip]
+pub const ARCHITECTURES: &[Architecture] = &[
+    crate::gemma2::ARCHITECTURE,
+    crate::llama::ARCHITECTURE,
+    crate::encoder_decoder::ARCHITECTURE,
+    crate::mistral::ARCHITECTURE,
+    crate::qwen2::ARCHITECTURE,
+    crate::qwen3::ARCHITECTURE,
+    crate::t5gemma::ARCHITECTURE,
+];
 
 /// What one architecture file gives.
 pub struct Architecture {
@@ -24,7 +36,7 @@ pub struct Architecture {
     pub stack: Option<fn(&Keys, &Site) -> Result<StackShape>>,
     /// The config of the encoder-decoder that two models (encoder, decoder) of this architecture make together, where
     /// there is one that other programs know.
-    pub encoder_decoder: Option<fn(&Map<String, Value>, &Map<String, Value>) -> Result<Map<String, Value>>>,
+    pub encoder_decoder: Option<fn(&Config, &Config) -> Result<Config>>,
 }
 
 /// Sizes and rules of a whole model.
@@ -32,12 +44,12 @@ pub enum ModelShape {
     /// One causal stack.
     DecoderOnly {
         /// The stack.
-        stack: StackShape,
+        stack: Box<StackShape>,
         /// Whether the head is the embedding.
         tied_head: bool,
     },
     /// Two stacks.
-    EncoderDecoder(EncoderDecoderShape),
+    EncoderDecoder(Box<EncoderDecoderShape>),
 }
 
 impl ModelShape {
@@ -84,4 +96,33 @@ pub fn shape(config: &Map<String, Value>) -> Result<ModelShape> {
 /// All weights of a model of this config.
 pub fn layout(config: &Map<String, Value>) -> Result<Layout> {
     Ok(shape(config)?.layout())
+}
+
+/// Keys of a config that say nothing to its architecture, nested ones with their path. They are kept all the same.
+pub fn unknown_keys(config: &Map<String, Value>) -> Result<Vec<String>> {
+    let keys = Keys::new(config)?;
+    (architecture(&keys)?.shape)(&keys)?;
+    Ok(keys.unknown())
+}
+
+/// The config of the encoder-decoder made of an encoder and a decoder of these configs: the one that other programs
+/// know where there is one (Gemma 2 with Gemma 2: T5Gemma), else `luthier_encoder_decoder`.
+pub fn encoder_decoder_config(
+    encoder: &Map<String, Value>,
+    decoder: &Map<String, Value>,
+) -> Result<Map<String, Value>> {
+    let architecture_of = |config: &Map<String, Value>| architecture(&Keys::new(config)?);
+    let (of_encoder, of_decoder) = (architecture_of(encoder)?, architecture_of(decoder)?);
+    for architecture in [of_encoder, of_decoder] {
+        if architecture.stack.is_none() {
+            let what = format!("{} is an encoder-decoder already", architecture.model_type);
+            return Err(Error::config("model_type", what));
+        }
+    }
+    let config = match of_decoder.encoder_decoder {
+        Some(known) if of_encoder.model_type == of_decoder.model_type => known(encoder, decoder)?,
+        _ => crate::encoder_decoder::config(encoder, decoder),
+    };
+    shape(&config)?;
+    Ok(config)
 }

@@ -246,7 +246,7 @@ impl Heads {
         }
         let width = match keys.optional_size("head_dim", MAX_WIDTH)?.or(default_width) {
             Some(width) => width,
-            None if model_width % query == 0 => model_width / query,
+            None if model_width.is_multiple_of(query) => model_width / query,
             None => {
                 let what =
                     format!("{query} does not divide hidden_size={model_width}, and there is no head_dim");

@@ -31,6 +31,8 @@ pub struct EncoderDecoderShape {
     pub writes_tied_embedding: bool,
     /// The first decoder token.
     pub decoder_start_token: u32,
+    /// Deviation of freshly drawn weights.
+    pub initializer_range: f64,
 }
 
 impl EncoderDecoderShape {

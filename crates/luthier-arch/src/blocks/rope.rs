@@ -177,7 +177,7 @@ fn trained_positions(keys: &Keys, max_positions: Option<usize>) -> Result<f64> {
 fn check_whole(partial: Option<f64>, key: &str) -> Result<()> {
     match partial {
         None => Ok(()),
-        Some(partial) if partial == 1.0 => Ok(()),
+        Some(1.0) => Ok(()),
         Some(partial) => Err(Error::config(key, format!("expected 1, whole heads turn, found {partial}"))),
     }
 }

@@ -1,7 +1,7 @@
 //! Which layers see a sliding window only.
 
 use super::stack::Site;
-use crate::config::Keys;
+use crate::config::{Keys, MAX_POSITIONS};
 use crate::{Error, Result};
 
 /// An entry of `layer_types`.
@@ -48,4 +48,18 @@ pub fn layer_types(
         }
     };
     names.iter().map(read).collect()
+}
+
+/// The window of each layer where `use_sliding_window` switches it on, from layer `max_window_layers` on unless
+/// `layer_types` says otherwise.
+pub fn optional_windows(keys: &Keys, site: &Site, n_layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = keys.size_or("sliding_window", MAX_POSITIONS, 4096)?;
+    let first = keys.optional_count("max_window_layers")?.unwrap_or(28);
+    let slides = keys.flag_or("use_sliding_window", false)?;
+    let types = layer_types(keys, n_layers, |layer| LayerType::sliding_if(slides && layer >= first))?;
+    if !slides && types.contains(&LayerType::Sliding) {
+        let what = "lists sliding_attention, but use_sliding_window is false";
+        return Err(Error::config(keys.name("layer_types"), what));
+    }
+    Ok(types.iter().map(|layer_type| layer_type.window(site, window)).collect())
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use luthier_arch::{Encoded, LoadOptions, Model, TokenBatch, load};
 use luthier_ops::cross_entropy::Targets;
-use luthier_ops::weight::Values;
+use luthier_ops::tape::with_reference;
+use luthier_ops::weight::collect;
 
 use crate::source::{Named, checkpoint, golden_config, golden_tensors};
 
@@ -49,6 +50,17 @@ fn encode(model: &dyn Model, golden: &BTreeMap<String, Named>) -> Option<Encoded
 }
 
 fn check(name: &str) {
+    check_gradients(name);
+    with_reference(|| check_gradients(name));
+
+    let golden = by_name(golden_tensors(name, "golden.safetensors"));
+    let frozen = model(name, false);
+    let encoded = encode(frozen.as_ref(), &golden);
+    let states = frozen.hidden(&batch(&golden, "ids"), encoded.as_ref(), None).unwrap();
+    assert_close("frozen logits", &values(&frozen.logits(&states).unwrap()), &golden["logits"].2);
+}
+
+fn check_gradients(name: &str) {
     let golden = by_name(golden_tensors(name, "golden.safetensors"));
     let model = model(name, true);
     let encoded = encode(model.as_ref(), &golden);
@@ -66,25 +78,14 @@ fn check(name: &str) {
     let loss = model.loss(&states.reshape((targets.ids.len(), width)).unwrap(), &targets).unwrap();
     assert_close("loss", &[loss.to_scalar().unwrap()], &golden["loss"].2);
 
-    let tape = loss.backward().unwrap();
+    collect(model.weights(), &loss.backward().unwrap()).unwrap();
     let mut checked = 0;
     for weight in model.weights() {
-        let beside = weight.grad().clone();
-        let gradient = match weight.values() {
-            _ if !beside.is_empty() => beside,
-            Values::Dense(tensor) => values(tape.get(tensor).unwrap()),
-            Values::Stored(_) => panic!("{} is not trainable", weight.name()),
-        };
-        assert_close(weight.name(), &gradient, &golden[&format!("grad.{}", weight.name())].2);
+        assert_close(weight.name(), &weight.grad(), &golden[&format!("grad.{}", weight.name())].2);
         checked += 1;
     }
     let wanted = golden.keys().filter(|key| key.starts_with("grad.")).count();
     assert_eq!(checked, wanted);
-
-    let frozen = self::model(name, false);
-    let encoded = encode(frozen.as_ref(), &golden);
-    let states = frozen.hidden(&batch(&golden, "ids"), encoded.as_ref(), None).unwrap();
-    assert_close("frozen logits", &values(&frozen.logits(&states).unwrap()), &golden["logits"].2);
 }
 
 #[test]
@@ -100,4 +101,38 @@ fn llama_with_tied_head_equals_reference() {
 #[test]
 fn gemma2_equals_reference() {
     check("gemma2");
+}
+
+#[test]
+fn mistral_equals_reference() {
+    check("mistral");
+}
+
+#[test]
+fn qwen2_equals_reference() {
+    check("qwen2");
+}
+
+#[test]
+fn qwen3_equals_reference() {
+    check("qwen3");
+}
+
+#[test]
+fn t5gemma_equals_reference() {
+    check("t5gemma");
+}
+
+#[test]
+fn joined_llama_and_qwen3_equals_reference() {
+    check("encoder-decoder");
+}
+
+#[test]
+fn t5gemma_encoder_hides_padding_tokens() {
+    let golden = by_name(golden_tensors("t5gemma", "golden.safetensors"));
+    let model = model("t5gemma", false);
+    let encoded = model.encode(&batch(&golden, "pad_encoder_ids")).unwrap();
+    let states = model.hidden(&batch(&golden, "ids"), Some(&encoded), None).unwrap();
+    assert_close("logits", &values(&model.logits(&states).unwrap()), &golden["pad_logits"].2);
 }

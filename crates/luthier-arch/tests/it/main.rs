@@ -1,4 +1,7 @@
 //! Tests of the architectures against what the reference computed (golden/), and against themselves.
 
+// A test's helpers may panic as the test itself.
+#![allow(clippy::unwrap_used)]
+
 mod golden;
 mod source;
