@@ -1,1 +1,30 @@
-//! luthier-train.
+//! Training: objectives, optimizers, schedules, and the loop that is killed and resumed without a trace.
+
+pub mod batch;
+mod checkpoint;
+mod corpus;
+mod count;
+pub mod error;
+pub mod identity;
+pub mod masters;
+pub mod metrics;
+mod model_folder;
+pub mod objectives;
+pub mod optimizers;
+pub mod parameters;
+pub mod progress;
+pub mod random;
+pub mod recipe;
+pub mod run;
+mod run_folder;
+pub mod schedules;
+pub mod step;
+pub mod teacher;
+pub mod tensorboard;
+pub mod trainer;
+pub mod validation;
+pub mod windows;
+
+pub use error::{Error, Result};
+pub use recipe::Recipe;
+pub use run::{Opened, Outcome, Purpose, TrainEnv, read_text_file, run};

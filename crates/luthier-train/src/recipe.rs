@@ -1,0 +1,596 @@
+//! The training recipe: one YAML file that says everything a run depends on.
+//!
+//! Scientific choices have no default; the few keys that may be left out say in their documentation what is taken
+//! then, and the resolved value is printed and stored in the lineage.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::count;
+use crate::{Error, Result};
+
+/// Every key of a recipe, dotted where nested; for the program's "did you mean".
+pub const KNOWN_KEYS: &[&str] = &[
+    "model",
+    "model.config",
+    "model.tokenizer",
+    "out",
+    "data",
+    "data.train",
+    "data.validation",
+    "data.validation_fraction",
+    "objective",
+    "prefixlm",
+    "prefixlm.prefix_fraction",
+    "ul2",
+    "ul2.denoisers",
+    "ul2.denoisers.kind",
+    "ul2.denoisers.mean_span",
+    "ul2.denoisers.density",
+    "ul2.denoisers.share",
+    "ul2.mode_tokens",
+    "teacher",
+    "distillation",
+    "distillation.teacher_share",
+    "distillation.temperature",
+    "sequence_length",
+    "batch_size",
+    "gradient_accumulation",
+    "steps",
+    "tokens",
+    "optimizer",
+    "optimizer.name",
+    "optimizer.lr_peak",
+    "optimizer.betas",
+    "optimizer.weight_decay",
+    "optimizer.eps",
+    "schedule",
+    "schedule.name",
+    "schedule.warmup_steps",
+    "schedule.decay_steps",
+    "schedule.decay_shape",
+    "schedule.lr_min",
+    "gradient_clip",
+    "precision",
+    "recompute_layers",
+    "freeze",
+    "train_only",
+    "validate_every_steps",
+    "validation_tokens",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "threads",
+    "seed",
+];
+
+/// A training recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// A MODEL to go on from, or `{config, tokenizer}` to start from random weights.
+    pub model: ModelSource,
+    /// The folder of the run, which becomes the trained MODEL.
+    pub out: PathBuf,
+    /// The text.
+    pub data: DataRecipe,
+    /// What is minimised.
+    pub objective: ObjectiveName,
+    /// How `objective: prefixlm` splits; left out: `prefix_fraction: [0.25, 0.75]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefixlm: Option<PrefixLmRecipe>,
+    /// The mixture of `objective: ul2`; left out: the seven denoisers of the paper in equal shares, with mode tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ul2: Option<Ul2Recipe>,
+    /// A MODEL whose distribution is learnt beside the text; left out: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// How the teacher counts; left out, with a teacher: `teacher_share: 1.0, temperature: 1.0` (T5Gemma's choice).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillation: Option<DistillationRecipe>,
+    /// Tokens of one window of text.
+    #[serde(deserialize_with = "count::required")]
+    pub sequence_length: u64,
+    /// Windows a step.
+    #[serde(deserialize_with = "count::required")]
+    pub batch_size: u64,
+    /// Parts that a step's windows are computed in, one after the other; left out: 1.
+    #[serde(default = "one", deserialize_with = "count::required")]
+    pub gradient_accumulation: u64,
+    /// Length of the run in steps; or `tokens`.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Length of the run in tokens of text, rounded up to whole steps; or `steps`.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// How weights follow their gradients.
+    pub optimizer: OptimizerRecipe,
+    /// How the learning rate moves.
+    pub schedule: ScheduleRecipe,
+    /// Largest global norm of a step's gradient; left out: no clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_clip: Option<f64>,
+    /// Precision of the weights; left out: f32.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Layers, from the first on, that are computed again in the backward pass to save memory; left out: 0.
+    #[serde(default, deserialize_with = "count::required")]
+    pub recompute_layers: u64,
+    /// Patterns (`*` any run of characters) of weights that stay as they are; left out: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Patterns of the only weights that are trained; left out: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_only: Vec<String>,
+    /// Steps between two validations; left out: only before the first and after the last step.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub validate_every_steps: Option<u64>,
+    /// Tokens of validation text that a validation reads, whole windows from its beginning; left out: 16384.
+    #[serde(default = "default_validation_tokens", deserialize_with = "count::required")]
+    pub validation_tokens: u64,
+    /// Steps between two checkpoints; left out: none before the end.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every_steps: Option<u64>,
+    /// The newest checkpoints that are kept; left out: all.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub keep_checkpoints: Option<u64>,
+    /// Threads; left out: what `--threads` says.
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u64>,
+    /// Seed of every random choice.
+    #[serde(deserialize_with = "count::required")]
+    pub seed: u64,
+}
+
+/// Where a run starts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ModelSource {
+    /// A MODEL: folder, GGUF file, `hf:org/name[@rev]` or `builtin`.
+    Place(String),
+    /// Random weights.
+    Random(RandomModel),
+}
+
+/// A model to be made with random weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomModel {
+    /// A config.json.
+    pub config: PathBuf,
+    /// The MODEL (or tokenizer file) that lends its tokenizer.
+    pub tokenizer: String,
+}
+
+/// The text of a run. With neither `validation` nor `validation_fraction` nothing is validated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecipe {
+    /// Text files to train on.
+    pub train: Vec<PathBuf>,
+    /// Text files to validate on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation: Vec<PathBuf>,
+    /// Share of the training text that is held out instead, in (0, 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_fraction: Option<f64>,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectiveName {
+    /// Each token from those before it.
+    #[serde(rename = "next-token")]
+    NextToken,
+    /// The second part of a window from the first.
+    PrefixLm,
+    /// A mixture of span corruption and prefix.
+    Ul2,
+}
+
+/// How a window is split in prefix and target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefixLmRecipe {
+    /// Bounds of the prefix's share of a window, between which each step draws uniformly.
+    pub prefix_fraction: [f64; 2],
+}
+
+/// The mixture of denoisers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ul2Recipe {
+    /// The denoisers, each document drawing one by its share.
+    pub denoisers: Vec<DenoiserRecipe>,
+    /// Whether each input begins with the token of its denoiser's kind.
+    pub mode_tokens: bool,
+}
+
+/// One denoiser.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenoiserRecipe {
+    /// Which mode token announces it, and whether it cuts spans or a prefix.
+    pub kind: DenoiserKind,
+    /// Mean length of a span in tokens; kind S has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_span: Option<f64>,
+    /// Share of the tokens to be restored, in (0, 1); for kind S the mean, drawn uniformly between 0 and twice it.
+    pub density: f64,
+    /// Weight of this denoiser in the mixture.
+    pub share: f64,
+}
+
+/// The kinds of UL2's denoisers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DenoiserKind {
+    /// Regular: short spans, few of them.
+    R,
+    /// Sequential: a prefix and what follows.
+    S,
+    /// Extreme: long spans or many.
+    X,
+}
+
+/// How a teacher counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistillationRecipe {
+    /// Share of the teacher's distribution in the target, in [0, 1]; the rest is the text's own token.
+    pub teacher_share: f64,
+    /// What the teacher's logits are divided by before the softmax; the student's are not.
+    #[serde(default = "unit")]
+    pub temperature: f64,
+}
+
+/// An optimizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerRecipe {
+    /// Which.
+    pub name: OptimizerName,
+    /// The schedule's highest learning rate.
+    pub lr_peak: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Decoupled weight decay, on weights of two or more dimensions.
+    pub weight_decay: f64,
+    /// Added to the root of the second moment; left out: 1e-8.
+    #[serde(default = "default_eps")]
+    pub eps: f64,
+}
+
+/// The optimizers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    AdamW,
+}
+
+/// A learning-rate schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleRecipe {
+    /// Which.
+    pub name: ScheduleName,
+    /// Steps of linear rise from 0; left out: 0.
+    #[serde(default, deserialize_with = "count::required")]
+    pub warmup_steps: u64,
+    /// wsd: steps of fall at the end (needed); cosine: steps of fall after the warm-up (left out: all that remain).
+    #[serde(default, deserialize_with = "count::optional", skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    /// wsd: the form of its fall; left out: sqrt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_shape: Option<DecayShape>,
+    /// wsd and cosine: the learning rate at the end; left out: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_min: Option<f64>,
+}
+
+/// The schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleName {
+    /// Warm-up, stable, decay.
+    Wsd,
+    /// Warm-up, then half a cosine.
+    Cosine,
+    /// Warm-up, then flat.
+    Constant,
+}
+
+/// The fall of a WSD schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecayShape {
+    /// 1 - sqrt(t), t the elapsed share of the fall.
+    Sqrt,
+    /// 1 - t.
+    Linear,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// The passes see bf16 weights, the optimizer their f32 masters; the trained model is written in bf16.
+    Bf16,
+}
+
+impl Recipe {
+    /// Looks at every value, alone and beside the others, and fills in what was left out.
+    pub fn resolved(mut self) -> Result<Recipe> {
+        self.check_data()?;
+        self.check_lengths()?;
+        self.check_optimizer()?;
+        self.check_schedule()?;
+        self.resolve_objective()?;
+        Ok(self)
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        let tokens_a_step = self.batch_size.saturating_mul(self.sequence_length).max(1);
+        self.steps.unwrap_or_else(|| self.tokens.unwrap_or(0).div_ceil(tokens_a_step))
+    }
+
+    fn check_data(&self) -> Result<()> {
+        if self.data.train.is_empty() {
+            return Err(Error::recipe("data.train", "no file given; list at least one text file"));
+        }
+        if let Some(fraction) = self.data.validation_fraction {
+            if !(fraction > 0.0 && fraction < 1.0) {
+                return Err(Error::recipe(
+                    "data.validation_fraction",
+                    format!("wanted 0 < x < 1, came {fraction}"),
+                ));
+            }
+            if !self.data.validation.is_empty() {
+                let what = "stands beside data.validation; keep one of the two";
+                return Err(Error::recipe("data.validation_fraction", what));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_lengths(&self) -> Result<()> {
+        at_least("sequence_length", self.sequence_length, 2)?;
+        at_least("batch_size", self.batch_size, 1)?;
+        at_least("gradient_accumulation", self.gradient_accumulation, 1)?;
+        // Positions and row counts are u32 in the model's tables.
+        if self.batch_size.saturating_mul(self.sequence_length) > u64::from(u32::MAX) {
+            let what = format!(
+                "{} times sequence_length {} tokens do not fit a step",
+                self.batch_size, self.sequence_length
+            );
+            return Err(Error::recipe("batch_size", what));
+        }
+        if !self.batch_size.is_multiple_of(self.gradient_accumulation) {
+            let what =
+                format!("{} does not divide batch_size {}", self.gradient_accumulation, self.batch_size);
+            return Err(Error::recipe("gradient_accumulation", what));
+        }
+        match (self.steps, self.tokens) {
+            (None, None) => return Err(Error::recipe("steps", "missing; give steps or tokens")),
+            (Some(_), Some(_)) => {
+                return Err(Error::recipe("tokens", "stands beside steps; keep one of the two"));
+            }
+            (Some(steps), None) => at_least("steps", steps, 1)?,
+            (None, Some(tokens)) => at_least("tokens", tokens, 1)?,
+        }
+        for (key, value) in [
+            ("validate_every_steps", self.validate_every_steps),
+            ("checkpoint_every_steps", self.checkpoint_every_steps),
+            ("keep_checkpoints", self.keep_checkpoints),
+            ("threads", self.threads),
+        ] {
+            at_least(key, value.unwrap_or(1), 1)?;
+        }
+        at_least("validation_tokens", self.validation_tokens, 1)
+    }
+
+    fn check_optimizer(&self) -> Result<()> {
+        let optimizer = &self.optimizer;
+        within("optimizer.lr_peak", optimizer.lr_peak, f64::MIN_POSITIVE, f64::MAX)?;
+        for beta in optimizer.betas {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::recipe("optimizer.betas", format!("wanted 0 <= beta < 1, came {beta}")));
+            }
+        }
+        within("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX)?;
+        within("optimizer.eps", optimizer.eps, f64::MIN_POSITIVE, f64::MAX)?;
+        match self.gradient_clip {
+            Some(clip) => within("gradient_clip", clip, f64::MIN_POSITIVE, f64::MAX),
+            None => Ok(()),
+        }
+    }
+
+    fn check_schedule(&mut self) -> Result<()> {
+        let total = self.total_steps();
+        let schedule = &mut self.schedule;
+        let key_of_another = |key: &str, name: &str| {
+            Error::recipe(key, format!("means nothing to schedule {name}; remove it"))
+        };
+        match schedule.name {
+            ScheduleName::Wsd => {
+                let decay = schedule
+                    .decay_steps
+                    .ok_or_else(|| Error::recipe("schedule.decay_steps", "missing; schedule wsd needs it"))?;
+                let needed = schedule.warmup_steps.saturating_add(decay);
+                if needed > total {
+                    let what = format!("warm-up and decay take {needed} steps, the run has {total}");
+                    return Err(Error::recipe("schedule.decay_steps", what));
+                }
+                schedule.decay_shape.get_or_insert(DecayShape::Sqrt);
+                schedule.lr_min.get_or_insert(0.0);
+            }
+            ScheduleName::Cosine => {
+                if schedule.warmup_steps > total {
+                    let what = format!("is {}, the run has {total} steps", schedule.warmup_steps);
+                    return Err(Error::recipe("schedule.warmup_steps", what));
+                }
+                if schedule.decay_shape.is_some() {
+                    return Err(key_of_another("schedule.decay_shape", "cosine"));
+                }
+                schedule.decay_steps.get_or_insert(total - schedule.warmup_steps);
+                schedule.lr_min.get_or_insert(0.0);
+            }
+            ScheduleName::Constant => {
+                for (key, given) in [
+                    ("schedule.decay_steps", schedule.decay_steps.is_some()),
+                    ("schedule.decay_shape", schedule.decay_shape.is_some()),
+                    ("schedule.lr_min", schedule.lr_min.is_some()),
+                ] {
+                    if given {
+                        return Err(key_of_another(key, "constant"));
+                    }
+                }
+            }
+        }
+        let lr_min = schedule.lr_min.unwrap_or(0.0);
+        within("schedule.lr_min", lr_min, 0.0, self.optimizer.lr_peak)
+    }
+
+    fn resolve_objective(&mut self) -> Result<()> {
+        let not_this = |key: &str, name: &str| {
+            Error::recipe(key, format!("means nothing without objective: {name}; remove it"))
+        };
+        match self.objective {
+            ObjectiveName::PrefixLm => {
+                let split = self.prefixlm.get_or_insert(PrefixLmRecipe { prefix_fraction: [0.25, 0.75] });
+                let [low, high] = split.prefix_fraction;
+                if !(low > 0.0 && low <= high && high < 1.0) {
+                    let what = format!("wanted 0 < low <= high < 1, came [{low}, {high}]");
+                    return Err(Error::recipe("prefixlm.prefix_fraction", what));
+                }
+            }
+            ObjectiveName::Ul2 => self.ul2.get_or_insert_with(Ul2Recipe::of_the_paper).check()?,
+            ObjectiveName::NextToken => {}
+        }
+        if self.prefixlm.is_some() && self.objective != ObjectiveName::PrefixLm {
+            return Err(not_this("prefixlm", "prefixlm"));
+        }
+        if self.ul2.is_some() && self.objective != ObjectiveName::Ul2 {
+            return Err(not_this("ul2", "ul2"));
+        }
+        match (&self.teacher, &self.distillation) {
+            (None, Some(_)) => {
+                Err(Error::recipe("distillation", "stands without a teacher; name one, or remove it"))
+            }
+            (Some(_), None) => {
+                self.distillation = Some(DistillationRecipe { teacher_share: 1.0, temperature: 1.0 });
+                Ok(())
+            }
+            (Some(_), Some(distillation)) => {
+                within("distillation.teacher_share", distillation.teacher_share, 0.0, 1.0)?;
+                within("distillation.temperature", distillation.temperature, 1e-3, 1e3)
+            }
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+impl Ul2Recipe {
+    /// The mixture of table 4 of arXiv:2205.05131 in equal shares.
+    pub fn of_the_paper() -> Ul2Recipe {
+        let denoiser = |kind, mean_span, density| DenoiserRecipe { kind, mean_span, density, share: 1.0 };
+        Ul2Recipe {
+            denoisers: vec![
+                denoiser(DenoiserKind::R, Some(3.0), 0.15),
+                denoiser(DenoiserKind::R, Some(8.0), 0.15),
+                denoiser(DenoiserKind::S, None, 0.25),
+                denoiser(DenoiserKind::X, Some(3.0), 0.5),
+                denoiser(DenoiserKind::X, Some(8.0), 0.5),
+                denoiser(DenoiserKind::X, Some(64.0), 0.15),
+                denoiser(DenoiserKind::X, Some(64.0), 0.5),
+            ],
+            mode_tokens: true,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.denoisers.is_empty() {
+            return Err(Error::recipe("ul2.denoisers", "is empty; list at least one"));
+        }
+        for denoiser in &self.denoisers {
+            within("ul2.denoisers.share", denoiser.share, f64::MIN_POSITIVE, 1e9)?;
+            if !(denoiser.density > 0.0 && denoiser.density < 1.0) {
+                let what = format!("wanted 0 < x < 1, came {}", denoiser.density);
+                return Err(Error::recipe("ul2.denoisers.density", what));
+            }
+            match (denoiser.kind, denoiser.mean_span) {
+                (DenoiserKind::S, Some(_)) => {
+                    return Err(Error::recipe(
+                        "ul2.denoisers.mean_span",
+                        "means nothing to kind S; remove it",
+                    ));
+                }
+                (DenoiserKind::R | DenoiserKind::X, None) => {
+                    return Err(Error::recipe("ul2.denoisers.mean_span", "missing; kinds R and X need it"));
+                }
+                (_, Some(mean_span)) => within("ul2.denoisers.mean_span", mean_span, 1.0, 1e6)?,
+                (_, None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelSource {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = ModelSource;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a MODEL, or {config: config.json, tokenizer: MODEL}")
+            }
+            fn visit_str<E: serde::de::Error>(self, place: &str) -> std::result::Result<ModelSource, E> {
+                Ok(ModelSource::Place(place.to_string()))
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> std::result::Result<ModelSource, A::Error> {
+                RandomModel::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+                    .map(ModelSource::Random)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn default_eps() -> f64 {
+    1e-8
+}
+
+fn default_validation_tokens() -> u64 {
+    16_384
+}
+
+fn at_least(key: &str, value: u64, least: u64) -> Result<()> {
+    if value < least {
+        return Err(Error::recipe(key, format!("wanted {least} or more, came {value}")));
+    }
+    Ok(())
+}
+
+/// NaN lies in no range.
+fn within(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
+    if !(value >= low && value <= high) {
+        return Err(Error::recipe(key, format!("wanted {low:e} to {high:e}, came {value}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! A teacher: a frozen model whose distribution at the target positions the student learns (arXiv:1503.02531).
+//!
+//! A decoder-only teacher of an encoder-decoder student reads prefix and target as one text; its prediction of each
+//! target token stands at the token before it.
+
+use candle_core::Tensor;
+use luthier_arch::model::Model;
+
+use crate::batch::Batch;
+use crate::objectives::Objective;
+use crate::recipe::DistillationRecipe;
+use crate::{Error, Result};
+
+// n scored positions, v vocabulary
+
+/// The teacher of a run.
+pub struct Teacher {
+    model: Box<dyn Model>,
+    share: f64,
+    temperature: f64,
+}
+
+impl Teacher {
+    /// Refuses a teacher that cannot score the student's targets; freezes its weights.
+    pub fn new(
+        model: Box<dyn Model>,
+        how: &DistillationRecipe,
+        student: &dyn Model,
+        objective: &dyn Objective,
+    ) -> Result<Teacher> {
+        if model.vocab_size() != student.vocab_size() {
+            let what = format!(
+                "has a vocabulary of {}, the student of {}; they must be one tokenizer's",
+                model.vocab_size(),
+                student.vocab_size()
+            );
+            return Err(Error::recipe("teacher", what));
+        }
+        match (model.is_encoder_decoder(), student.is_encoder_decoder()) {
+            (true, false) => {
+                let what = "is an encoder-decoder, the student has no encoder; name a decoder-only teacher";
+                return Err(Error::recipe("teacher", what));
+            }
+            (false, true) if !objective.has_teacher_view() => {
+                let what = "is decoder-only and cannot score this objective's targets for an encoder-decoder; \
+                            use objective: prefixlm, or an encoder-decoder teacher";
+                return Err(Error::recipe("teacher", what));
+            }
+            _ => {}
+        }
+        for weight in model.weights() {
+            weight.set_trainable(false);
+        }
+        Ok(Teacher { model, share: how.teacher_share, temperature: how.temperature })
+    }
+
+    /// The teacher's logits, divided by the temperature, at the scored positions of a batch: [n, v], and its share.
+    pub fn targets(&self, batch: &Batch, scored: &[u32]) -> Result<(Tensor, f64)> {
+        luthier_ops::without_tape(|| self.score(batch, scored))
+    }
+
+    fn score(&self, batch: &Batch, scored: &[u32]) -> Result<(Tensor, f64)> {
+        let as_decoder_only = !self.model.is_encoder_decoder() && batch.encoder.is_some();
+        let (states, positions) = if as_decoder_only {
+            let view = batch.teacher.as_ref().expect("checked when the teacher was chosen");
+            (self.model.hidden(&view.tokens, None, None)?, view.positions.as_slice())
+        } else {
+            let encoded = batch.encoder.as_ref().map(|tokens| self.model.encode(tokens)).transpose()?;
+            (self.model.hidden(&batch.decoder, encoded.as_ref(), None)?, scored)
+        };
+        let states = select_rows(&states, positions)?;
+        let logits_nv = self.model.logits(&states)?;
+        let logits_nv = if self.temperature == 1.0 { logits_nv } else { (logits_nv / self.temperature)? };
+        Ok((logits_nv, self.share))
+    }
+}
+
+/// states: [b, t, m] -> the rows of [b * t, m] that are wanted, [n, m]; the whole where all are.
+pub fn select_rows(states: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let (b, t, m) = states.dims3()?;
+    let flat = states.reshape((b * t, m))?;
+    if rows.len() == b * t {
+        return Ok(flat);
+    }
+    Ok(flat.index_select(&Tensor::from_slice(rows, rows.len(), flat.device())?, 0)?)
+}
