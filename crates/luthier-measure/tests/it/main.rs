@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod perplexity;
+mod report;
 mod speed;
 #[path = "../../../luthier-generate/tests/it/tiny.rs"]
 mod tiny;
