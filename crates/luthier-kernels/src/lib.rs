@@ -4,15 +4,23 @@
 //! plain reference that its tests compare it with. This is the only crate with `unsafe`, the one file of
 //! luthier-checkpoint that maps files into memory aside.
 #![allow(unsafe_code)]
+// Loops over lanes index several arrays at once, which is what the compiler turns into vector code; coefficients
+// carry the digits of their source.
+#![allow(clippy::needless_range_loop, clippy::excessive_precision)]
 
+pub mod activation;
 pub mod attention;
 pub mod blocks;
 pub mod buffer;
 pub mod bytes;
+pub mod cross_entropy;
+pub mod embedding;
 mod math;
 pub mod matmul;
 pub mod norm;
+pub mod optimizer;
 pub mod pool;
+pub mod rope;
 pub mod rows;
 mod simd;
 pub mod widen;

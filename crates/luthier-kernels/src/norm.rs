@@ -19,7 +19,7 @@ pub struct Norm<'a> {
 /// x: [rows, m] -> y: [rows, m].
 pub fn rms_norm(x: &[f32], norm: Norm, y: &mut [f32]) {
     let m = norm.weight.len();
-    assert!(m > 0 && x.len() == y.len() && x.len() % m == 0, "rows of {m} in {}", x.len());
+    assert!(m > 0 && x.len() == y.len() && x.len().is_multiple_of(m), "rows of {m} in {}", x.len());
     let step = rows_a_task(x.len() / m, m) * m;
     run_chunks(y, step, &|chunk, part| forward(&x[chunk * step..][..part.len()], norm, part));
 }
@@ -33,7 +33,7 @@ pub fn rms_norm_backward(
     dw: Option<(&mut [f32], Write)>,
 ) {
     let m = norm.weight.len();
-    assert!(m > 0 && x.len() == dy.len() && x.len() % m == 0, "rows of {m} in {}", x.len());
+    assert!(m > 0 && x.len() == dy.len() && x.len().is_multiple_of(m), "rows of {m} in {}", x.len());
     let step = rows_a_task(x.len() / m, m) * m;
     let n_tasks = x.len().div_ceil(step);
     let with_dx = dx.is_some();

@@ -65,3 +65,17 @@ pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
 pub fn scale(values: &mut [f32], factor: f32) {
     run_chunks(values, rows_a_task(values.len(), 1), &|_, part| part.iter_mut().for_each(|x| *x *= factor));
 }
+
+/// target += factor * source.
+pub fn add_scaled(target: &mut [f32], source: &[f32], factor: f32) {
+    assert_eq!(target.len(), source.len());
+    let step = rows_a_task(target.len(), 1);
+    run_chunks(target, step, &|chunk, part| {
+        part.iter_mut().zip(&source[chunk * step..]).for_each(|(y, x)| *y += factor * x);
+    });
+}
+
+/// values = value.
+pub fn fill(values: &mut [f32], value: f32) {
+    run_chunks(values, TASK_VALUES * 4, &|_, part| part.fill(value));
+}

@@ -8,9 +8,13 @@ use candle_core::{Result, Shape, Tensor};
 use luthier_kernels::attention::{Grads, Heads, Rule, Saved, Sizes, attention as kernel, attention_backward};
 use luthier_kernels::buffer::unfilled;
 
+pub use crate::kv_cache::KvCache;
 use crate::tape::{self, Fused, Pass};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads (h a multiple of k), d head width
+
+/// Document numbers of queries and of keys.
+pub type Segments = (std::sync::Arc<Vec<u32>>, std::sync::Arc<Vec<u32>>);
 
 /// Which keys a query sees, and how scores are formed.
 #[derive(Clone, Debug)]
@@ -27,52 +31,7 @@ pub struct AttentionSpec {
     pub query_offset: usize,
     /// `[b * t]` and `[b * s]` document numbers: a query sees keys of its own document only. None: all one document.
     /// Key number `u32::MAX` is padding and hidden from all; a row that sees nothing gives zeros.
-    pub segments: Option<(std::sync::Arc<Vec<u32>>, std::sync::Arc<Vec<u32>>)>,
-}
-
-/// Keys and values of the tokens so far, per layer, growing in place.
-#[derive(Clone, Debug, Default)]
-pub struct KvCache {
-    keys: Option<Tensor>,
-    values: Option<Tensor>,
-}
-
-impl KvCache {
-    /// An empty cache.
-    pub fn new() -> KvCache {
-        KvCache::default()
-    }
-
-    /// Cached tokens.
-    pub fn len(&self) -> usize {
-        self.keys.as_ref().map_or(0, |keys| keys.dims()[1])
-    }
-
-    /// Whether nothing is cached yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Appends k, v: [b, t, k, d].
-    pub fn append(&mut self, k_btkd: &Tensor, v_btkd: &Tensor) -> Result<()> {
-        let join = |old: &Option<Tensor>, new: &Tensor| match old {
-            Some(old) => Tensor::cat(&[old, new], 1),
-            None => new.contiguous(),
-        };
-        self.keys = Some(join(&self.keys, k_btkd)?);
-        self.values = Some(join(&self.values, v_btkd)?);
-        Ok(())
-    }
-
-    /// Forgets all but the first `len` tokens.
-    pub fn truncate(&mut self, len: usize) -> Result<()> {
-        for side in [&mut self.keys, &mut self.values] {
-            if let Some(tensor) = side {
-                *tensor = tensor.narrow(1, 0, len.min(tensor.dims()[1]))?;
-            }
-        }
-        Ok(())
-    }
+    pub segments: Option<Segments>,
 }
 
 /// q: [b, t, h, d], k, v: [b, s, k, d] -> [b, t, h, d].
@@ -92,15 +51,19 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<()>
     if kb != b || kd != d || kv == 0 || h % kv != 0 || v.dims() != k.dims() {
         candle_core::bail!("attention: queries {:?}, keys {:?}, values {:?}", q.dims(), k.dims(), v.dims());
     }
-    if let Some((queries, keys)) = &spec.segments {
-        if queries.len() != b * t || keys.len() != b * s {
-            let (n, m) = (queries.len(), keys.len());
+    check_segments(spec, b * t, b * s)
+}
+
+fn check_segments(spec: &AttentionSpec, n_queries: usize, n_keys: usize) -> Result<()> {
+    let counts = spec.segments.as_ref().map(|(queries, keys)| (queries.len(), keys.len()));
+    match counts {
+        Some((n, m)) if (n, m) != (n_queries, n_keys) => {
             candle_core::bail!(
-                "attention: {n} and {m} document numbers for {b}x{t} queries and {b}x{s} keys"
-            );
+                "attention: {n} and {m} document numbers for {n_queries} queries and {n_keys} keys"
+            )
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 struct Attention {
@@ -159,10 +122,28 @@ impl Fused for Attention {
 
 /// Attention over a cache that already holds the queries' own keys; no gradients. q: [b, t, h, d] -> [b, t, h, d].
 pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) -> Result<Tensor> {
-    let (Some(keys), Some(values)) = (&cache.keys, &cache.values) else {
-        candle_core::bail!("attention over an empty cache")
+    let (batch, queries, heads, head_dim) = q_bthd.dims4()?;
+    let Some(buffers) = cache.buffers().filter(|_| tape::is_fused(&[q_bthd])) else {
+        let Some((keys, values)) = cache.tensors(q_bthd.device())? else {
+            candle_core::bail!("attention over an empty cache")
+        };
+        check(q_bthd, &keys, &values, spec)?;
+        return reference(&q_bthd.detach(), &keys, &values, spec);
     };
-    reference(q_bthd, keys, values, spec)
+    let (rows, keys, kv_heads, width) = buffers.dims();
+    if (rows, width) != (batch, head_dim) || kv_heads == 0 || heads % kv_heads != 0 {
+        candle_core::bail!("attention: queries {:?}, cache {:?}", q_bthd.dims(), buffers.dims());
+    }
+    check_segments(spec, batch * queries, batch * keys)?;
+    let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
+    let q = q_bthd.contiguous()?;
+    let mut out = unfilled(q.elem_count());
+    tape::read(&[&q], |slices| {
+        let (k, v) = buffers.heads();
+        kernel(sizes, spec.rule(), slices[0], k, v, &mut out, None);
+        Ok(())
+    })?;
+    Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())
 }
 
 fn reference(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {

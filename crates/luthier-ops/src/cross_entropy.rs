@@ -2,10 +2,22 @@
 //!
 //! `loss = sum_i w_i * (-log softmax(cap(h_i E^T))[y_i]) / sum_i w_i`; with a teacher the one-hot target is replaced
 //! by `p_i` (knowledge distillation, arXiv:1503.02531, at temperature 1) and mixed by `teacher_share`.
+//!
+//! The fused path goes through the scored positions in chunks and computes loss and gradients of a chunk while its
+//! logits are there; the backward pass only multiplies by the incoming gradient.
 
-use candle_core::{D, Result, Tensor};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{D, Result, Shape, Tensor};
+use luthier_kernels::activation::{softcap as softcap_kernel, softcap_backward};
+use luthier_kernels::buffer::unfilled;
+use luthier_kernels::cross_entropy::{RowTargets, cross_entropy_rows};
+use luthier_kernels::matmul::{View, Write, matmul};
+use luthier_kernels::rows;
 
 use crate::Weight;
+use crate::linear::{multiply, multiply_transposed, on_cpu};
+use crate::tape::{self, Fused, Pass};
 
 // n positions, m width, v vocabulary
 
@@ -30,13 +42,47 @@ pub fn projected_cross_entropy(
     softcap: Option<f64>,
     targets: &Targets,
 ) -> Result<Tensor> {
-    reference(hidden, head, softcap, targets)
+    let (n, m) = hidden.dims2()?;
+    let (&[v, width], true) = (head.shape(), targets.ids.len() == n && targets.weights.len() == n) else {
+        let (ids, weights) = (targets.ids.len(), targets.weights.len());
+        candle_core::bail!("{}: {n} positions, {ids} targets, {weights} weights", head.name())
+    };
+    if width != m {
+        candle_core::bail!("{}: takes {width} inputs, got {m}", head.name());
+    }
+    let mut scored = targets.ids.iter().zip(&targets.weights).filter(|(_, weight)| **weight != 0.0);
+    if let Some((id, _)) = scored.find(|(id, _)| **id as usize >= v) {
+        candle_core::bail!("{}: target {id} of a vocabulary of {v}", head.name());
+    }
+    let teacher = targets.teacher.as_ref().map(|(teacher, _)| teacher);
+    if let Some(teacher) = teacher.filter(|teacher| teacher.dims() != [n, v]) {
+        candle_core::bail!("{}: teacher logits {:?}, wanted [{n}, {v}]", head.name(), teacher.dims());
+    }
+    if !tape::is_fused(&[hidden])
+        || !on_cpu(head)
+        || teacher.is_some_and(|teacher| !tape::is_fused(&[teacher]))
+    {
+        return reference(hidden, head, softcap, targets);
+    }
+    let op = Loss {
+        head: head.clone(),
+        softcap: softcap.map(|cap| cap as f32),
+        scored: Scored::of(targets)?,
+        wants_hidden: tape::is_recording() && hidden.track_op(),
+        wants_head: tape::is_recording() && head.is_trainable(),
+        dims: (n, m, v),
+        made: Mutex::default(),
+    };
+    tape::apply(op, &[hidden])
 }
 
 /// hidden: [.., m] -> logits [.., v], soft-capped.
 pub fn project(hidden: &Tensor, head: &Weight, softcap: Option<f64>) -> Result<Tensor> {
     let logits = crate::linear::linear(hidden, head, None)?;
     match softcap {
+        Some(cap) if tape::is_fused(&[&logits]) => {
+            tape::apply(SoftCap { cap: cap as f32, shape: logits.shape().clone() }, &[&logits])
+        }
         Some(cap) => (logits / cap)?.tanh()? * cap,
         None => Ok(logits),
     }
@@ -46,7 +92,10 @@ fn reference(hidden: &Tensor, head: &Weight, softcap: Option<f64>, targets: &Tar
     let device = hidden.device();
     let n = targets.ids.len();
     let log_p = log_softmax(&project(hidden, head, softcap)?)?;
-    let ids = Tensor::from_slice(&targets.ids, (n, 1), device)?;
+    // Positions that are not scored may carry any id.
+    let ids = targets.ids.iter().zip(&targets.weights);
+    let ids: Vec<u32> = ids.map(|(&id, &weight)| if weight == 0.0 { 0 } else { id }).collect();
+    let ids = Tensor::from_slice(&ids, (n, 1), device)?;
     let weights = Tensor::from_slice(&targets.weights, n, device)?;
     let mut nll = log_p.gather(&ids, 1)?.squeeze(1)?.neg()?;
     if let Some((teacher, share)) = &targets.teacher {
@@ -61,4 +110,239 @@ fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let top = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&top)?;
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}
+
+/// The positions that are scored.
+struct Scored {
+    positions: Vec<usize>,
+    ids: Vec<u32>,
+    /// Divided by the normalizer.
+    weights: Vec<f32>,
+    teacher: Option<(Tensor, f32)>,
+}
+
+impl Scored {
+    fn of(targets: &Targets) -> Result<Scored> {
+        let positions: Vec<usize> = (0..targets.ids.len()).filter(|&at| targets.weights[at] != 0.0).collect();
+        Ok(Scored {
+            ids: positions.iter().map(|&at| targets.ids[at]).collect(),
+            weights: positions.iter().map(|&at| targets.weights[at] / targets.normalizer).collect(),
+            teacher: match &targets.teacher {
+                Some((teacher, share)) => Some((teacher.detach().contiguous()?, *share as f32)),
+                None => None,
+            },
+            positions,
+        })
+    }
+}
+
+struct Loss {
+    head: Weight,
+    softcap: Option<f32>,
+    scored: Scored,
+    wants_hidden: bool,
+    wants_head: bool,
+    /// (n, m, v).
+    dims: (usize, usize, usize),
+    made: Mutex<Made>,
+}
+
+/// Gradients that the forward pass made for an incoming gradient of one.
+#[derive(Default)]
+struct Made {
+    /// [n, m].
+    hidden: Vec<f32>,
+    head: HeadGrad,
+}
+
+#[derive(Default)]
+enum HeadGrad {
+    #[default]
+    None,
+    /// In the weight's own buffer, under this ticket.
+    Pending(u64),
+    /// Apart, [v, m], since the weight's buffer holds an earlier gradient.
+    Apart(Vec<f32>),
+}
+
+/// What one pass over the scored positions computes beside the loss.
+struct Wanted<'a> {
+    /// [n, m].
+    hidden: Option<&'a mut [f32]>,
+    /// [v, m], written as the second says.
+    head: Option<(&'a mut [f32], Write)>,
+    factor: f32,
+}
+
+impl Loss {
+    fn run(&self, hidden: &[f32], mut wanted: Wanted) -> Result<f64> {
+        static LOGITS: Mutex<Vec<f32>> = Mutex::new(Vec::new());
+        /// Bytes of the logits that stand at a time.
+        const CHUNK_BYTES: usize = 32 << 20;
+        let (_, m, v) = self.dims;
+        let chunk = (CHUNK_BYTES / 4 / v.max(1)).clamp(32, 512);
+        let positions = &self.scored.positions;
+        // Kept from call to call: so large a buffer would be given back to the system each time.
+        let mut logits = LOGITS.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = logits.len().max(chunk.min(positions.len()) * v);
+        logits.resize(len, 0.0);
+        let mut total = 0f64;
+        if let Some((head, Write::Overwrite)) = wanted.head.as_mut().filter(|_| positions.is_empty()) {
+            rows::fill(head, 0.0);
+        }
+        for start in (0..positions.len()).step_by(chunk) {
+            let range = start..positions.len().min(start + chunk);
+            let part = &positions[range.clone()];
+            let n = part.len();
+            let x = gather_rows(hidden, part, m);
+            let logits = &mut logits[..n * v];
+            multiply(&x, &self.head, logits)?;
+            let mut losses = vec![0f32; n];
+            let weights: Vec<f32> =
+                self.scored.weights[range.clone()].iter().map(|w| w * wanted.factor).collect();
+            let grads = wanted.hidden.is_some() || wanted.head.is_some();
+            self.with_teacher(part, |teacher| {
+                let ids = &self.scored.ids[range.clone()];
+                let targets = RowTargets { ids, weights: &weights, teacher, softcap: self.softcap };
+                cross_entropy_rows(logits, v, targets, grads, &mut losses);
+            })?;
+            total += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            if let Some(target) = &mut wanted.hidden {
+                let mut dx = unfilled(n * m);
+                multiply_transposed(logits, &self.head, &mut dx)?;
+                for (row, &at) in dx.chunks_exact(m).zip(part) {
+                    target[at * m..][..m].copy_from_slice(row);
+                }
+            }
+            if let Some((target, write)) = &mut wanted.head {
+                matmul(v, n, m, View::rows(logits, v).transposed(), View::rows(&x, m), target, *write);
+                *write = Write::Add;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Lends the teacher's logits of these positions.
+    fn with_teacher(&self, positions: &[usize], work: impl FnOnce(Option<(&[f32], f32)>)) -> Result<()> {
+        let Some((teacher, share)) = &self.scored.teacher else {
+            work(None);
+            return Ok(());
+        };
+        tape::read(&[teacher], |slices| {
+            work(Some((&gather_rows(slices[0], positions, self.dims.2), *share)));
+            Ok(())
+        })
+    }
+}
+
+/// The rows at `positions`, borrowed where they are neighbours.
+fn gather_rows<'a>(values: &'a [f32], positions: &[usize], width: usize) -> std::borrow::Cow<'a, [f32]> {
+    let (first, last) = (positions[0], positions[positions.len() - 1]);
+    if last - first + 1 == positions.len() {
+        return values[first * width..(last + 1) * width].into();
+    }
+    let mut rows = Vec::with_capacity(positions.len() * width);
+    positions.iter().for_each(|at| rows.extend_from_slice(&values[at * width..][..width]));
+    rows.into()
+}
+
+impl Fused for Loss {
+    fn name(&self) -> &'static str {
+        "projected_cross_entropy"
+    }
+
+    fn trains_weights(&self) -> bool {
+        self.wants_head
+    }
+
+    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dx = vec![0f32; if self.wants_hidden { inputs[0].len() } else { 0 }];
+        let hidden = self.wants_hidden.then_some(&mut dx);
+        let mut loss = Ok(0.0);
+        if !self.wants_head {
+            let wanted = Wanted { hidden: hidden.map(Vec::as_mut_slice), head: None, factor: 1.0 };
+            loss = self.run(inputs[0], wanted);
+        } else {
+            let mut work = |head: &mut [f32]| {
+                let hidden = self.wants_hidden.then_some(&mut dx[..]);
+                let wanted = Wanted { hidden, head: Some((head, Write::Overwrite)), factor: 1.0 };
+                loss = self.run(inputs[0], wanted);
+            };
+            made.head = match self.head.leave_pending(&mut work) {
+                Some(ticket) => HeadGrad::Pending(ticket),
+                None => {
+                    let mut apart = unfilled(self.head.elem_count());
+                    work(&mut apart);
+                    HeadGrad::Apart(apart)
+                }
+            };
+        }
+        made.hidden = dx;
+        Ok((vec![loss? as f32], Shape::from(())))
+    }
+
+    fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
+        let factor = pass.grad[0];
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let Made { hidden, head } = std::mem::take(&mut *made);
+        let redeemed = match head {
+            HeadGrad::None => !self.wants_head,
+            HeadGrad::Pending(ticket) => self.head.redeem(ticket, factor),
+            HeadGrad::Apart(apart) => {
+                self.head.accumulate(|grad, write| {
+                    if write == Write::Overwrite {
+                        rows::fill(grad, 0.0);
+                    }
+                    rows::add_scaled(grad, &apart, factor);
+                });
+                true
+            }
+        };
+        if !redeemed {
+            // Another operation took the buffer in between, or this is a second backward pass.
+            let mut result = Ok(0.0);
+            self.head.accumulate(|grad, write| {
+                let wanted = Wanted { hidden: None, head: Some((grad, write)), factor };
+                result = self.run(pass.inputs[0], wanted);
+            });
+            result?;
+        }
+        if !pass.tracked[0] {
+            return Ok(vec![None]);
+        }
+        let mut dx = hidden;
+        if dx.len() == pass.inputs[0].len() {
+            if factor != 1.0 {
+                rows::scale(&mut dx, factor);
+            }
+        } else {
+            dx = vec![0f32; pass.inputs[0].len()];
+            self.run(pass.inputs[0], Wanted { hidden: Some(&mut dx), head: None, factor })?;
+        }
+        Ok(vec![Some(dx)])
+    }
+}
+
+struct SoftCap {
+    cap: f32,
+    shape: Shape,
+}
+
+impl Fused for SoftCap {
+    fn name(&self) -> &'static str {
+        "softcap"
+    }
+
+    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
+        let mut y = inputs[0].to_vec();
+        softcap_kernel(&mut y, self.cap);
+        Ok((y, self.shape.clone()))
+    }
+
+    fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
+        let mut dx = unfilled(pass.grad.len());
+        softcap_backward(pass.result, pass.grad, self.cap, &mut dx);
+        Ok(vec![Some(dx)])
+    }
 }

@@ -8,12 +8,17 @@ pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+mod kv_cache;
 pub mod linear;
 pub mod norm;
+pub mod recompute;
+pub mod residual;
 pub mod rope;
 pub mod tape;
 pub mod weight;
 
 pub use candle_core::{DType, Device, Result, Tensor};
+pub use recompute::{recompute, recompute_with};
+pub use residual::add;
 pub use tape::{with_reference, without_tape};
 pub use weight::{StoredMatrix, Weight};

@@ -106,7 +106,7 @@ pub(crate) fn with_values<R>(weight: &Weight, work: impl FnOnce(&[f32]) -> R) ->
 /// y = x W^T; x: [rows, m], W: [n, m], y: [rows, n], overwritten.
 pub(crate) fn multiply(x: &[f32], weight: &Weight, y: &mut [f32]) -> Result<()> {
     let (n, m) = (weight.shape()[0], weight.shape()[1]);
-    let rows = if n == 0 { 0 } else { y.len() / n };
+    let rows = y.len().checked_div(n).unwrap_or(0);
     match weight.values() {
         Values::Dense(values) => tape::read(&[values], |slices| {
             matmul(rows, m, n, View::rows(x, m), View::rows(slices[0], m).transposed(), y, Write::Overwrite);
@@ -122,7 +122,7 @@ pub(crate) fn multiply(x: &[f32], weight: &Weight, y: &mut [f32]) -> Result<()> 
 /// dx = dy W; dy: [rows, n], W: [n, m], dx: [rows, m], overwritten.
 pub(crate) fn multiply_transposed(dy: &[f32], weight: &Weight, dx: &mut [f32]) -> Result<()> {
     let (n, m) = (weight.shape()[0], weight.shape()[1]);
-    let rows = if m == 0 { 0 } else { dx.len() / m };
+    let rows = dx.len().checked_div(m).unwrap_or(0);
     match weight.values() {
         Values::Dense(values) => tape::read(&[values], |slices| {
             matmul(rows, n, m, View::rows(dy, n), View::rows(slices[0], m), dx, Write::Overwrite);
@@ -138,7 +138,7 @@ pub(crate) fn multiply_transposed(dy: &[f32], weight: &Weight, dx: &mut [f32]) -
 /// dW += dy^T x; dy: [rows, n], x: [rows, m].
 pub(crate) fn add_outer(weight: &Weight, dy: &[f32], x: &[f32]) {
     let (n, m) = (weight.shape()[0], weight.shape()[1]);
-    let rows = if m == 0 { 0 } else { x.len() / m };
+    let rows = x.len().checked_div(m).unwrap_or(0);
     weight.accumulate(|grad, write| {
         matmul(n, rows, m, View::rows(dy, n).transposed(), View::rows(x, m), grad, write);
     });

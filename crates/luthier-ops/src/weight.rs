@@ -250,7 +250,9 @@ impl DerefMut for Grad<'_> {
     }
 }
 
-struct InPlace<'a>(RefCell<&'a mut dyn FnMut(&mut [f32])>);
+type Change<'a> = &'a mut dyn FnMut(&mut [f32]);
+
+struct InPlace<'a>(RefCell<Change<'a>>);
 
 impl InplaceOp1 for InPlace<'_> {
     fn name(&self) -> &'static str {

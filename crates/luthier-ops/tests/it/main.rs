@@ -1,5 +1,5 @@
 //! Fused operations against their plain candle expressions: values and every gradient, on awkward shapes.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod check;
 mod ops;

@@ -4,10 +4,16 @@ use std::sync::Arc;
 
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
-use luthier_ops::attention::{AttentionSpec, attention};
+use luthier_ops::activation::{Activation, gated};
+use luthier_ops::attention::{AttentionSpec, KvCache, attention, attention_cached};
+use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
+use luthier_ops::embedding::embedding;
 use luthier_ops::linear::linear;
 use luthier_ops::norm::rms_norm;
-use luthier_ops::{Device, StoredMatrix, Tensor, Weight, without_tape};
+use luthier_ops::rope::rope;
+use luthier_ops::{
+    Device, StoredMatrix, Tensor, Weight, add, recompute, recompute_with, with_reference, without_tape,
+};
 use proptest::prelude::*;
 
 use crate::check::{assert_near, matches_differences, run, same_as_reference, tensor, values, weight};
@@ -56,6 +62,146 @@ proptest! {
         let inputs = [tensor(&[b, t, h, d], 1), tensor(&[b, s, kv, d], 2), tensor(&[b, s, kv, d], 3)];
         same_as_reference(&|x, _| attention(&x[0], &x[1], &x[2], &spec), &inputs, &[]);
     }
+
+    #[test]
+    fn rope_matches_its_reference(b in 1usize..3, t in 1usize..40, h in 1usize..4, half in 1usize..9, per_row: bool) {
+        let x = tensor(&[b, t, h, 2 * half], 1);
+        let shape = [if per_row { b } else { 1 }, t, half];
+        let (cos, sin) = (tensor(&shape, 2), tensor(&shape, 3));
+        same_as_reference(&|x, _| rope(&x[0], &cos, &sin), &[x], &[]);
+    }
+
+    #[test]
+    fn gated_activations_match_their_references(n in 1usize..300, kind in 0usize..4) {
+        let kind = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu][kind];
+        let wide = |seed| (tensor(&[3, n], seed) * 6.0).unwrap();
+        same_as_reference(&|x, _| gated(&x[0], &x[1], kind), &[wide(1), wide(2)], &[]);
+    }
+
+    #[test]
+    fn embedding_matches_its_reference(b in 1usize..4, t in 1usize..60, v in 1usize..30, m in 1usize..40) {
+        let ids: Vec<u32> = values(b * t, 1).iter().map(|x| ((x + 1.0) * 0.499 * v as f32) as u32).collect();
+        let ids = Tensor::from_vec(ids, (b, t), &Device::Cpu).unwrap();
+        let weights = [weight("e", &[v, m], 2)];
+        same_as_reference(&|_, w| embedding(&ids, &w[0], 3.0), &[], &weights);
+    }
+
+    #[test]
+    fn cross_entropy_matches_its_reference(
+        n in 1usize..80, m in 1usize..30, v in 1usize..70, capped: bool, taught: bool, skipped in 0usize..4,
+    ) {
+        let targets = targets(n, v, skipped, taught);
+        let cap = capped.then_some(2.0);
+        let op = |x: &[Tensor], w: &[Weight]| {
+            // A factor other than one must reach all gradients.
+            projected_cross_entropy(&x[0], &w[0], cap, &targets)? * 3.0
+        };
+        same_as_reference(&op, &[tensor(&[n, m], 1)], &[weight("head", &[v, m], 2)]);
+    }
+
+    #[test]
+    fn cached_attention_continues_what_a_whole_pass_computes(
+        b in 1usize..3, first in 1usize..70, steps in 1usize..6, kv in 1usize..3, group in 1usize..4,
+        window in prop::option::of(1usize..30),
+    ) {
+        let (d, t) = (8, first + steps);
+        let all = [tensor(&[b, t, kv * group, d], 1), tensor(&[b, t, kv, d], 2), tensor(&[b, t, kv, d], 3)];
+        let mut spec = AttentionSpec {
+            scale: 0.3, softcap: None, causal: true, window, query_offset: 0, segments: None,
+        };
+        let whole = attention(&all[0], &all[1], &all[2], &spec).unwrap();
+        let mut cache = KvCache::new();
+        let mut at = 0;
+        for step in std::iter::once(first).chain(std::iter::repeat_n(1, steps)) {
+            let part = |x: &Tensor| x.narrow(1, at, step).unwrap();
+            // What is forgotten again must leave no trace.
+            cache.append(&part(&all[2]), &part(&all[1])).unwrap();
+            cache.truncate(at).unwrap();
+            cache.append(&part(&all[1]), &part(&all[2])).unwrap();
+            spec.query_offset = at;
+            let got = attention_cached(&part(&all[0]), &cache, &spec).unwrap();
+            let plain = with_reference(|| attention_cached(&part(&all[0]), &cache, &spec)).unwrap();
+            let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_near(&flat(&got), &flat(&part(&whole)), 2e-5, "fused");
+            assert_near(&flat(&plain), &flat(&part(&whole)), 2e-5, "reference");
+            at += step;
+        }
+        prop_assert_eq!(cache.len(), t);
+    }
+}
+
+fn targets(n: usize, v: usize, skipped: usize, taught: bool) -> Targets {
+    let ids = values(n, 5).iter().map(|x| ((x + 1.0) * 0.499 * v as f32) as u32).collect();
+    let weights: Vec<f32> =
+        (0..n).map(|i| if i % 4 < skipped { 0.0 } else { 1.0 + i as f32 / 9.0 }).collect();
+    let teacher = taught.then(|| ((tensor(&[n, v], 7) * 3.0).unwrap(), 0.3));
+    Targets { ids, normalizer: weights.iter().sum::<f32>().max(1.0), weights, teacher }
+}
+
+#[test]
+fn one_matrix_may_embed_and_project() {
+    let ids = Tensor::from_vec(vec![0u32, 3, 3, 5], (1, 4), &Device::Cpu).unwrap();
+    let targets = targets(4, 7, 0, false);
+    let op = |_: &[Tensor], w: &[Weight]| {
+        let hidden = embedding(&ids, &w[0], 1.0)?.reshape((4, 6))?;
+        projected_cross_entropy(&hidden, &w[0], None, &targets)
+    };
+    same_as_reference(&op, &[], &[weight("tied", &[7, 6], 2)]);
+}
+
+#[test]
+fn gradients_of_micro_batches_add_up_and_dropped_losses_leave_none() {
+    let (head, x) = (weight("head", &[7, 6], 2), tensor(&[4, 6], 1));
+    let targets = targets(4, 7, 0, false);
+    let loss = || projected_cross_entropy(&x, &head, None, &targets).unwrap();
+    loss().backward().unwrap();
+    let once = head.grad().to_vec();
+    loss().backward().unwrap();
+    drop(loss());
+    let twice: Vec<f32> = once.iter().map(|grad| grad * 2.0).collect();
+    assert_near(&head.grad(), &twice, 1e-6, "two micro-batches");
+    head.zero_grad();
+    drop(loss());
+    assert!(head.grad().is_empty());
+    // Two losses at once: the second takes the buffer of the first.
+    let (one, other) = (loss(), loss());
+    (one + other).unwrap().backward().unwrap();
+    assert_near(&head.grad(), &twice, 1e-6, "two losses of one backward pass");
+}
+
+#[test]
+fn projection_caps_its_logits() {
+    let weights = [weight("head", &[9, 6], 2)];
+    same_as_reference(&|x, w| project(&x[0], &w[0], Some(0.7)), &[tensor(&[5, 6], 1)], &weights);
+    same_as_reference(&|x, _| add(&x[0], &x[1]), &[tensor(&[5, 6], 1), tensor(&[5, 6], 2)], &[]);
+}
+
+#[test]
+fn recomputed_layers_give_the_same_gradients() {
+    let weights = [weight("w", &[6, 6], 2), weight("n", &[6], 3)];
+    let layer = |x: &Tensor, states: &Tensor, w: &[Weight]| {
+        linear(&rms_norm(&add(x, states)?, &w[1], 1e-5, 0.0)?, &w[0], None)
+    };
+    let inputs = [tensor(&[2, 5, 6], 1), tensor(&[2, 5, 6], 4)];
+    let plain = run(&|x, w| layer(&layer(&x[0], &x[1], w)?, &x[1], w), &inputs, &weights);
+    let again = run(
+        &|x, w| {
+            let (w1, w2) = (w.to_vec(), w.to_vec());
+            let y = recompute_with(&x[0], &x[1], move |x, states| layer(x, states, &w1))?;
+            recompute_with(&y, &x[1], move |x, states| layer(x, states, &w2))
+        },
+        &inputs,
+        &weights,
+    );
+    assert_near(&again.value, &plain.value, 1e-6, "result");
+    for (again, plain) in again.grads.iter().zip(&plain.grads) {
+        assert_near(again, plain, 1e-6, "gradient");
+    }
+    // An untracked input still trains the weights.
+    weights[0].zero_grad();
+    let w = weights[0].clone();
+    recompute(&inputs[0], move |x| linear(x, &w, None)).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_eq!(weights[0].grad().len(), 36);
 }
 
 #[test]
@@ -63,7 +209,7 @@ fn gradients_match_finite_differences() {
     let x = tensor(&[3, 7], 1);
     matches_differences(
         &|x, w| linear(&x[0], &w[0], Some(&w[1])),
-        &[x.clone()],
+        std::slice::from_ref(&x),
         &[weight("w", &[5, 7], 2), weight("b", &[5], 3)],
     );
     matches_differences(&|x, w| rms_norm(&x[0], &w[0], 1e-5, 1.0), &[x], &[weight("w", &[7], 2)]);
@@ -77,6 +223,20 @@ fn gradients_match_finite_differences() {
     };
     let inputs = [tensor(&[2, 9, 4, 6], 1), tensor(&[2, 9, 2, 6], 2), tensor(&[2, 9, 2, 6], 3)];
     matches_differences(&|x, _| attention(&x[0], &x[1], &x[2], &spec), &inputs, &[]);
+    for kind in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        matches_differences(
+            &|x, _| gated(&x[0], &x[1], kind),
+            &[tensor(&[5, 9], 1), tensor(&[5, 9], 2)],
+            &[],
+        );
+    }
+    for taught in [false, true] {
+        let targets = targets(6, 11, 1, taught);
+        let op = |x: &[Tensor], w: &[Weight]| projected_cross_entropy(&x[0], &w[0], Some(3.0), &targets);
+        matches_differences(&op, &[tensor(&[6, 5], 1)], &[weight("head", &[11, 5], 2)]);
+    }
+    let (cos, sin) = (tensor(&[1, 5, 3], 2), tensor(&[1, 5, 3], 3));
+    matches_differences(&|x, _| rope(&x[0], &cos, &sin), &[tensor(&[2, 5, 2, 6], 1)], &[]);
 }
 
 #[test]
@@ -104,7 +264,7 @@ fn a_stored_matrix_passes_gradients_to_its_input() {
             Weight::stored("w", StoredMatrix { block_type: BlockType::F32, bytes, rows: 11, cols: 6 });
         let dense = Weight::dense("w", &Tensor::from_vec(w, (11, 6), &Device::Cpu).unwrap(), false).unwrap();
         let x = tensor(&[rows, 6], 1);
-        let one = run(&|x, _| linear(&x[0], &stored, None), &[x.clone()], &[]);
+        let one = run(&|x, _| linear(&x[0], &stored, None), std::slice::from_ref(&x), &[]);
         let other = run(&|x, _| linear(&x[0], &dense, None), &[x], &[]);
         assert_near(&one.value, &other.value, 1e-6, "result");
         assert_near(&one.grads[0], &other.grads[0], 1e-6, "gradient");
@@ -145,4 +305,14 @@ fn wrong_shapes_are_refused() {
     assert!(linear(&tensor(&[4, 5], 1), &w, None).is_err());
     assert!(linear(&tensor(&[4, 6], 1), &w, Some(&weight("b", &[2], 1))).is_err());
     assert!(rms_norm(&tensor(&[4, 5], 1), &weight("n", &[4], 1), 1e-5, 0.0).is_err());
+    let mut unknown = targets(4, 3, 0, false);
+    unknown.ids[2] = 3;
+    assert!(projected_cross_entropy(&tensor(&[4, 6], 1), &w, None, &unknown).is_err());
+    unknown.weights[2] = 0.0;
+    assert!(projected_cross_entropy(&tensor(&[4, 6], 1), &w, None, &unknown).is_ok());
+    let ids = Tensor::from_vec(vec![1u32, 3], (1, 2), &Device::Cpu).unwrap();
+    assert!(embedding(&ids, &w, 1.0).is_err());
+    let mut cache = KvCache::new();
+    cache.append(&tensor(&[1, 2, 2, 4], 1), &tensor(&[1, 2, 2, 4], 2)).unwrap();
+    assert!(cache.append(&tensor(&[1, 2, 1, 4], 1), &tensor(&[1, 2, 1, 4], 2)).is_err());
 }

@@ -1,0 +1,145 @@
+//! Softmax cross-entropy over rows of logits, turning them into their gradients in place.
+
+use crate::math;
+use crate::pool::{self, Shared};
+use crate::simd::{LANES, dispatch, reduce};
+
+/// What the rows should predict. All slices have one entry per row.
+#[derive(Clone, Copy, Debug)]
+pub struct RowTargets<'a> {
+    /// Below v.
+    pub ids: &'a [u32],
+    /// Factor on each row's loss.
+    pub weights: &'a [f32],
+    /// `[rows, v]` logits of a teacher and its share of the target.
+    pub teacher: Option<(&'a [f32], f32)>,
+    /// `c` of `c tanh(logit / c)`.
+    pub softcap: Option<f32>,
+}
+
+/// Writes each row's weighted loss (`[rows]`); where `grads` is asked for, `logits` [rows, v] become the gradients of
+/// the sum of losses, otherwise their content is spent.
+pub fn cross_entropy_rows(
+    logits: &mut [f32],
+    v: usize,
+    targets: RowTargets,
+    grads: bool,
+    losses: &mut [f32],
+) {
+    assert_eq!(logits.len(), losses.len() * v, "logits of {} rows", losses.len());
+    assert!(targets.ids.iter().all(|&id| (id as usize) < v), "target ids below {v}");
+    assert!(targets.ids.len() == losses.len() && targets.weights.len() == losses.len(), "targets");
+    assert!(targets.teacher.is_none_or(|(teacher, _)| teacher.len() == logits.len()), "teacher logits");
+    let (logits, losses_out) = (Shared::new(logits), Shared::new(losses));
+    pool::run(targets.ids.len(), &|row| {
+        // SAFETY: each task owns its row.
+        let (logits, loss) = unsafe { (logits.slice(row * v, v), losses_out.slice(row, 1)) };
+        let target = RowTarget {
+            id: targets.ids[row] as usize,
+            weight: targets.weights[row],
+            teacher: targets.teacher.map(|(teacher, share)| (&teacher[row * v..][..v], share)),
+            softcap: targets.softcap,
+        };
+        loss[0] = one_row(logits, target, grads);
+    });
+}
+
+#[derive(Clone, Copy)]
+struct RowTarget<'a> {
+    id: usize,
+    weight: f32,
+    teacher: Option<(&'a [f32], f32)>,
+    softcap: Option<f32>,
+}
+
+dispatch! { fn one_row(logits: &mut [f32], target: RowTarget, grads: bool) -> f32 = one_row_body }
+
+#[inline(always)]
+fn one_row_body<const FMA: bool>(logits: &mut [f32], target: RowTarget, grads: bool) -> f32 {
+    if let Some(cap) = target.softcap {
+        let inverse = 1.0 / cap;
+        logits.iter_mut().for_each(|x| *x = cap * math::tanh::<FMA>(*x * inverse));
+    }
+    let log_sum = log_sum_exp::<FMA>(logits);
+    // loss = lse - sum_j target_j logit_j, the targets summing to one.
+    let (share, teacher_log_sum) = match target.teacher {
+        Some((teacher, share)) => (share, log_sum_exp::<FMA>(teacher)),
+        None => (0.0, 0.0),
+    };
+    let mut expected = (1.0 - share) * logits[target.id];
+    if let Some((teacher, share)) = target.teacher {
+        expected += share * expectation::<FMA>(teacher, teacher_log_sum, logits);
+    }
+    let loss = target.weight * (log_sum - expected);
+    if !grads {
+        return loss;
+    }
+    let own = logits[target.id];
+    match target.teacher {
+        Some((teacher, share)) => {
+            for (x, teacher) in logits.iter_mut().zip(teacher) {
+                let p = math::exp::<FMA>(*x - log_sum) - share * math::exp::<FMA>(*teacher - teacher_log_sum);
+                *x = target.weight * p * slope(*x, target.softcap);
+            }
+        }
+        None if target.softcap.is_none() => {
+            logits.iter_mut().for_each(|x| *x = target.weight * math::exp::<FMA>(*x - log_sum));
+        }
+        None => {
+            for x in logits.iter_mut() {
+                *x = target.weight * math::exp::<FMA>(*x - log_sum) * slope(*x, target.softcap);
+            }
+        }
+    }
+    logits[target.id] -= target.weight * (1.0 - share) * slope(own, target.softcap);
+    loss
+}
+
+/// d cap tanh(x / cap) / dx in terms of the capped value.
+#[inline(always)]
+fn slope(y: f32, softcap: Option<f32>) -> f32 {
+    match softcap {
+        Some(cap) => 1.0 - (y / cap) * (y / cap),
+        None => 1.0,
+    }
+}
+
+#[inline(always)]
+fn log_sum_exp<const FMA: bool>(x: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let lanes = x.chunks_exact(LANES);
+    let tail = lanes.remainder();
+    for x in lanes.clone() {
+        for lane in 0..LANES {
+            tops[lane] = if x[lane] > tops[lane] { x[lane] } else { tops[lane] };
+        }
+    }
+    let top = tops.iter().chain(tail).fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
+    let mut sums = [0f32; LANES];
+    for x in lanes {
+        for lane in 0..LANES {
+            sums[lane] += math::exp::<FMA>(x[lane] - top);
+        }
+    }
+    for (lane, x) in tail.iter().enumerate() {
+        sums[lane] += math::exp::<FMA>(x - top);
+    }
+    top + reduce(sums).ln()
+}
+
+/// `sum_j p_j x_j` with p the softmax of `teacher`.
+#[inline(always)]
+fn expectation<const FMA: bool>(teacher: &[f32], log_sum: f32, x: &[f32]) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (teacher_lanes, x_lanes) = (teacher.chunks_exact(LANES), x.chunks_exact(LANES));
+    let (teacher_tail, x_tail) = (teacher_lanes.remainder(), x_lanes.remainder());
+    for (teacher, x) in teacher_lanes.zip(x_lanes) {
+        for lane in 0..LANES {
+            sums[lane] += math::exp::<FMA>(teacher[lane] - log_sum) * x[lane];
+        }
+    }
+    for (lane, (teacher, x)) in teacher_tail.iter().zip(x_tail).enumerate() {
+        sums[lane] += math::exp::<FMA>(teacher - log_sum) * x;
+    }
+    reduce(sums)
+}
