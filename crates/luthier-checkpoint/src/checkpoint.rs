@@ -27,6 +27,14 @@ pub trait TensorSource: Send + Sync {
     fn read(&self, name: &str) -> Result<SharedBytes>;
 }
 
+/// Something that tensors are written to, one at a time and in any order, all announced before.
+pub trait TensorSink {
+    /// Writes one announced tensor. Refuses an unknown name, one written before, and a wrong number of bytes.
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
+    /// Ends the file; refuses while an announced tensor is missing.
+    fn finish(&mut self) -> Result<()>;
+}
+
 /// A small file that travels with the weights unchanged (`generation_config.json`, `chat_template.jinja`, ...).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SideFile {

@@ -9,7 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The system refused to read or write.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {source}{advice}", path = path.display(), advice = advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -56,5 +56,18 @@ impl Error {
     /// A tensor that is not what was wanted.
     pub fn tensor(name: impl Into<String>, what: impl Into<String>) -> Error {
         Error::Tensor { name: name.into(), what: what.into() }
+    }
+}
+
+/// What to do about a refusal of the system, where that is known.
+fn advice(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or choose another place",
+        ErrorKind::PermissionDenied => {
+            "; choose a place that you may read and write, or change its permissions"
+        }
+        ErrorKind::ReadOnlyFilesystem => "; choose a place that can be written to",
+        _ => "",
     }
 }

@@ -6,9 +6,11 @@
 mod cursor;
 mod read;
 mod value;
+mod write;
 
 pub use read::{Gguf, Header};
 pub use value::{GgufArray, GgufValue};
+pub use write::GgufWriter;
 
 /// Where tensors start unless `general.alignment` says otherwise, in bytes.
 pub const DEFAULT_ALIGNMENT: usize = 32;

@@ -6,8 +6,10 @@
 mod header;
 mod index;
 mod read;
+mod write;
 
 pub use header::{Header, HeaderEntry};
 pub(crate) use index::INDEX_NAME;
 pub use index::Index;
 pub use read::{SafetensorsFile, ShardedTensors};
+pub use write::SafetensorsWriter;

@@ -118,7 +118,10 @@ fn narrow(name: &str, values: &[f32], to: Dtype, target: &mut [u8]) -> Result<()
             .zip(values)
             .for_each(|(target, value)| target.copy_from_slice(&f64::from(*value).to_le_bytes())),
         _ => {
-            return Err(Error::tensor(name, format!("a cast cannot make {to}; wanted F32, F16, BF16 or F64")));
+            return Err(Error::tensor(
+                name,
+                format!("a cast cannot make {to}; wanted F32, F16, BF16 or F64"),
+            ));
         }
     }
     Ok(())
