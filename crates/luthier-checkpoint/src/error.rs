@@ -32,6 +32,14 @@ pub enum Error {
         /// What was wanted, what came, what to do.
         what: String,
     },
+    /// A hub that does not give what was asked.
+    #[error("hf:{repo}: {what}")]
+    Hub {
+        /// The model on the hub.
+        repo: String,
+        /// What was wanted, what came, what to do.
+        what: String,
+    },
     /// A key of config.json (or of GGUF metadata) that is missing or makes no sense.
     #[error("config key {key}: {what}")]
     Config {

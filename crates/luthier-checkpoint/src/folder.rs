@@ -85,6 +85,14 @@ pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Whether a file of that name inside a model folder travels with the weights.
+pub(crate) fn is_side_file(name: &str) -> bool {
+    let template = |(folder, name): (&str, &str)| {
+        folder == MORE_TEMPLATES && name.ends_with(".jinja") && !name.contains(['/', '\\'])
+    };
+    SIDE_FILES.contains(&name) || name.split_once('/').is_some_and(template)
+}
+
 fn open_weights(place: &Path) -> Result<Arc<dyn TensorSource>> {
     let single = place.join("model.safetensors");
     if single.exists() {

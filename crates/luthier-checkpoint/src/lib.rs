@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod folder;
 pub mod gguf;
+pub mod hub;
 pub mod json;
 pub mod layout;
 pub mod ledger;
