@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// Its line in the table.
 pub const ARCHITECTURE: Architecture =
-    Architecture { model_type: MODEL_TYPE, shape, stack: None, encoder_decoder: None };
+    Architecture { model_type: MODEL_TYPE, shape, stack: None, encoder_decoder: None, gguf: None };
 
 const MODEL_TYPE: &str = "luthier_encoder_decoder";
 
@@ -44,6 +44,8 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
 fn stack(keys: &Keys, side: &'static str, site: &Site) -> Result<StackShape> {
     let missing = || Error::config(side, "missing; expected the whole config of a decoder-only model");
     let nested = keys.object(side)?.ok_or_else(missing)?;
+    // Means the whole model where it stands beside `encoder`, and nothing inside.
+    nested.flag_or("tie_word_embeddings", false)?;
     let architecture = table::architecture(&nested)?;
     let stack = architecture.stack.ok_or_else(|| {
         let what = format!("{} is not a decoder-only model", architecture.model_type);

@@ -15,12 +15,24 @@ use crate::blocks::rope::Rope;
 use crate::blocks::stack::{Site, StackShape};
 use crate::blocks::window::{LayerType, layer_types};
 use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
+use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 use crate::{Error, Result};
 
 /// Its line in the table.
-pub const ARCHITECTURE: Architecture =
-    Architecture { model_type: "gemma2", shape, stack: Some(stack), encoder_decoder: Some(encoder_decoder) };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_type: "gemma2",
+    shape,
+    stack: Some(stack),
+    encoder_decoder: Some(encoder_decoder),
+    gguf: Some(GgufDialect {
+        architecture: "gemma2",
+        class: "Gemma2ForCausalLM",
+        interleaved_heads: false,
+        whole_norms: true,
+        always_tied: true,
+    }),
+};
 
 const NORM_NAMES: NormNames = NormNames {
     attention: ("input_layernorm", Some("post_attention_layernorm")),

@@ -6,6 +6,7 @@ pub mod encoder_decoder;
 pub mod error;
 mod finite;
 pub mod gemma2;
+pub mod gguf;
 pub mod init;
 pub mod llama;
 pub mod load;
@@ -18,6 +19,7 @@ pub mod table;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use gguf::open;
 pub use init::{from_weights, init};
 pub use load::{LoadOptions, load};
 pub use model::{Cache, Encoded, Model, TokenBatch};

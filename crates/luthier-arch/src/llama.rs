@@ -11,11 +11,23 @@ use crate::blocks::norm::NormShape;
 use crate::blocks::rope::Rope;
 use crate::blocks::stack::{Site, StackShape};
 use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
+use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 
 /// Its line in the table.
-pub const ARCHITECTURE: Architecture =
-    Architecture { model_type: "llama", shape, stack: Some(stack), encoder_decoder: None };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_type: "llama",
+    shape,
+    stack: Some(stack),
+    encoder_decoder: None,
+    gguf: Some(GgufDialect {
+        architecture: "llama",
+        class: "LlamaForCausalLM",
+        interleaved_heads: true,
+        whole_norms: false,
+        always_tied: false,
+    }),
+};
 
 const NORM_NAMES: NormNames = NormNames {
     attention: ("input_layernorm", None),

@@ -14,11 +14,23 @@ use crate::blocks::rope::Rope;
 use crate::blocks::stack::{Site, StackShape};
 use crate::blocks::window::optional_windows;
 use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
+use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 
 /// Its line in the table.
-pub const ARCHITECTURE: Architecture =
-    Architecture { model_type: "qwen3", shape, stack: Some(stack), encoder_decoder: None };
+pub const ARCHITECTURE: Architecture = Architecture {
+    model_type: "qwen3",
+    shape,
+    stack: Some(stack),
+    encoder_decoder: None,
+    gguf: Some(GgufDialect {
+        architecture: "qwen3",
+        class: "Qwen3ForCausalLM",
+        interleaved_heads: false,
+        whole_norms: false,
+        always_tied: false,
+    }),
+};
 
 const NORM_NAMES: NormNames = NormNames {
     attention: ("input_layernorm", None),

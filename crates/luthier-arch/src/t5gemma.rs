@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 /// Its line in the table.
 pub const ARCHITECTURE: Architecture =
-    Architecture { model_type: "t5gemma", shape, stack: None, encoder_decoder: None };
+    Architecture { model_type: "t5gemma", shape, stack: None, encoder_decoder: None, gguf: None };
 
 const NORM_NAMES: NormNames = NormNames {
     attention: ("pre_self_attn_layernorm", Some("post_self_attn_layernorm")),
@@ -63,6 +63,8 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
 }
 
 fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {
+    // The reference looks at the flag of the whole model only.
+    keys.flag_or("tie_word_embeddings", true)?;
     let width = keys.size("hidden_size", MAX_WIDTH)?;
     let heads = Heads::read(keys, width, Some(4), Some(256))?;
     let context_length = keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.or(Some(8192));

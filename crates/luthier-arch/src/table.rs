@@ -7,6 +7,7 @@ use crate::blocks::decoder_only;
 use crate::blocks::encoder_decoder::EncoderDecoderShape;
 use crate::blocks::stack::{Site, StackShape};
 use crate::config::Keys;
+use crate::gguf::GgufDialect;
 use crate::model::Model;
 use crate::weights::WeightSet;
 use crate::{Error, Result};
@@ -37,6 +38,8 @@ pub struct Architecture {
     /// The config of the encoder-decoder that two models (encoder, decoder) of this architecture make together, where
     /// there is one that other programs know.
     pub encoder_decoder: Option<fn(&Config, &Config) -> Result<Config>>,
+    /// How llama.cpp sees it, where it does.
+    pub gguf: Option<GgufDialect>,
 }
 
 /// Sizes and rules of a whole model.

@@ -3,7 +3,7 @@
 
 use luthier_checkpoint::layout::{Part, TensorSpec};
 use luthier_ops::attention::KvCache;
-use luthier_ops::{Result, Tensor};
+use luthier_ops::{Result, Tensor, residual};
 
 use super::attention::{Attention, AttentionShape, Reads};
 use super::feed_forward::{FeedForward, FeedForwardShape};
@@ -128,6 +128,6 @@ impl Around {
     fn run(&self, x: &Tensor, block: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let y = block(&self.before.forward(x)?)?;
         let y = self.after.as_ref().map_or(Ok(y.clone()), |norm| norm.forward(&y))?;
-        x + y
+        residual::add(x, &y)
     }
 }

@@ -56,8 +56,9 @@ impl Rope {
             "linear" => Ok(plain.slowed(required(&parameters, "factor")?)),
             "llama3" => Rope::llama3(plain, &parameters, max_positions),
             "yarn" => Rope::yarn(theta, head_dim, &parameters, max_positions),
+            "longrope" => plain.divided(&parameters),
             other => {
-                let what = format!("expected default, linear, llama3 or yarn, found {other:?}");
+                let what = format!("expected default, linear, llama3, yarn or longrope, found {other:?}");
                 Err(Error::config(parameters.name("rope_type"), what))
             }
         }
@@ -99,6 +100,27 @@ impl Rope {
             *frequency /= factor as f32;
         }
         self
+    }
+
+    /// LongRoPE (arXiv:2402.13753) where its factors do not depend on the length of the text, as GGUF files have them.
+    fn divided(mut self, keys: &Keys) -> Result<Rope> {
+        let factors = keys.optional_positives("short_factor")?.unwrap_or_default();
+        if keys.optional_positives("long_factor")?.unwrap_or_default() != factors {
+            let what =
+                "differs from short_factor; factors that depend on the text's length are not supported";
+            return Err(Error::config(keys.name("long_factor"), what));
+        }
+        if factors.len() != self.inverse_frequencies.len() {
+            let what =
+                format!("expected {} numbers, found {}", self.inverse_frequencies.len(), factors.len());
+            return Err(Error::config(keys.name("short_factor"), what));
+        }
+        keys.optional_positive("original_max_position_embeddings")?;
+        self.attention_factor = required(keys, "attention_factor")? as f32;
+        for (frequency, factor) in self.inverse_frequencies.iter_mut().zip(factors) {
+            *frequency /= factor as f32;
+        }
+        Ok(self)
     }
 
     /// Llama 3.1: slow turns are slowed by `factor`, fast ones kept, those between blended.

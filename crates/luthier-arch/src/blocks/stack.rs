@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use luthier_checkpoint::layout::{Part, Role, Space, StackKind, TensorSpec};
 use luthier_ops::attention::KvCache;
+use luthier_ops::recompute::{recompute, recompute_with};
 use luthier_ops::{Device, Tensor, Weight};
 
 use super::layer::{Layer, LayerCache, LayerShape, NormNames};
@@ -163,10 +164,14 @@ impl Stack {
         let ids = Tensor::from_slice(&tokens.ids, (tokens.rows, t), &self.device)?;
         let mut x_btm = luthier_ops::embedding::embedding(&ids, &self.embedding, self.shape.embedding_scale)?;
         for (at, layer) in self.layers.iter().enumerate() {
-            let layer_cache = cache
-                .as_deref_mut()
-                .map(|cache| LayerCache { own: &mut cache.layers[at], cross: cache.cross.get_mut(at) });
-            x_btm = layer.forward(&x_btm, &pass, layer_cache)?;
+            x_btm = match cache.as_deref_mut() {
+                Some(cache) => {
+                    let (own, cross) = (&mut cache.layers[at], cache.cross.get_mut(at));
+                    layer.forward(&x_btm, &pass, Some(LayerCache { own, cross }))?
+                }
+                None if at < self.n_recomputed => recomputed(layer, &x_btm, &pass)?,
+                None => layer.forward(&x_btm, &pass, None)?,
+            };
         }
         Ok(self.final_norm.forward(&x_btm)?)
     }
@@ -244,4 +249,16 @@ impl Stack {
         };
         Some((Arc::new(queries), keys))
     }
+}
+
+/// Runs a layer without keeping its activations.
+fn recomputed(layer: &Arc<Layer>, x_btm: &Tensor, pass: &Pass) -> luthier_ops::Result<Tensor> {
+    let (layer, mut pass) = (Arc::clone(layer), pass.clone());
+    let Some(encoded) = pass.encoded.take() else {
+        return recompute(x_btm, move |x| layer.forward(x, &pass, None));
+    };
+    recompute_with(x_btm, &encoded, move |x, encoded| {
+        let pass = Pass { encoded: Some(encoded.clone()), ..pass.clone() };
+        layer.forward(x, &pass, None)
+    })
 }

@@ -3,5 +3,6 @@
 // A test's helpers may panic as the test itself.
 #![allow(clippy::unwrap_used)]
 
+mod behaviour;
 mod golden;
 mod source;

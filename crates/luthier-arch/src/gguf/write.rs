@@ -1,0 +1,217 @@
+//! What a GGUF file of a model holds: metadata and tensors, from its config alone.
+
+use luthier_checkpoint::gguf::GgufValue;
+use luthier_checkpoint::layout::Space;
+use serde_json::{Map, Value};
+
+use super::rope_factors::factors;
+use super::{CONFIG_KEY, Transform, name_of};
+use crate::blocks::stack::StackShape;
+use crate::config::Keys;
+use crate::table::{self, ModelShape};
+use crate::{Error, Result};
+
+/// A GGUF file to be, the tokenizer's metadata aside.
+pub struct GgufForm {
+    /// `general.architecture`, the sizes, and the config under [`CONFIG_KEY`].
+    pub metadata: Vec<(String, GgufValue)>,
+    /// In file order.
+    pub tensors: Vec<GgufTensor>,
+}
+
+/// One tensor of a GGUF file to be.
+pub struct GgufTensor {
+    /// Its name there.
+    pub name: String,
+    /// Outermost axis first.
+    pub shape: Vec<usize>,
+    /// Where its values come from.
+    pub origin: GgufOrigin,
+}
+
+/// Where the values of a tensor come from.
+pub enum GgufOrigin {
+    /// A tensor of the model, changed.
+    Tensor {
+        /// Its Hugging Face name.
+        name: String,
+        /// How.
+        transform: Transform,
+    },
+    /// Made from the config, f32.
+    Made(Vec<f32>),
+}
+
+/// The GGUF form of a model of this config. An error names the key that llama.cpp would compute otherwise.
+pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
+    let keys = Keys::new(config)?;
+    let architecture = table::architecture(&keys)?;
+    let shape = (architecture.shape)(&keys)?;
+    let layout = shape.layout();
+    let text =
+        serde_json::to_string(config).map_err(|error| Error::config("config.json", error.to_string()))?;
+    let (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) = (&shape, architecture.gguf) else {
+        let keep = |spec: &luthier_checkpoint::layout::TensorSpec| GgufTensor {
+            name: spec.name.clone(),
+            shape: spec.shape.clone(),
+            origin: GgufOrigin::Tensor { name: spec.name.clone(), transform: Transform::Keep },
+        };
+        let metadata = vec![
+            ("general.architecture".to_string(), GgufValue::String(architecture.model_type.to_string())),
+            (CONFIG_KEY.to_string(), GgufValue::String(text)),
+        ];
+        return Ok(GgufForm { metadata, tensors: layout.tensors.iter().map(keep).collect() });
+    };
+    refuse_what_llama_cpp_ignores(architecture.model_type, &keys, stack)?;
+    let mut tensors = Vec::with_capacity(layout.tensors.len() + 1);
+    let mut metadata = metadata(dialect.architecture, &keys, stack)?;
+    metadata.push((CONFIG_KEY.to_string(), GgufValue::String(text)));
+    if let Some(factors) = rope_factors(&keys, stack)? {
+        let origin = GgufOrigin::Made(factors);
+        tensors.push(GgufTensor {
+            name: "rope_freqs.weight".to_string(),
+            shape: vec![stack.layers[0].attention.head_dim / 2],
+            origin,
+        });
+    }
+    for spec in &layout.tensors {
+        let name = name_of(spec.role).ok_or_else(|| Error::tensor(&spec.name, "has no GGUF name"))?;
+        debug_assert!(spec.spaces.iter().all(|space| *space != Space::Vocab) || spec.role.layer.is_none());
+        let origin = GgufOrigin::Tensor {
+            name: spec.name.clone(),
+            transform: Transform::of(spec.role, stack, &dialect),
+        };
+        tensors.push(GgufTensor { name, shape: spec.shape.clone(), origin });
+    }
+    Ok(GgufForm { metadata, tensors })
+}
+
+fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(String, GgufValue)>> {
+    let layer = &stack.layers[0];
+    let attention = &layer.attention;
+    let mut metadata =
+        vec![("general.architecture".to_string(), GgufValue::String(architecture.to_string()))];
+    let mut set = |key: &str, value: GgufValue| metadata.push((format!("{architecture}.{key}"), value));
+    let size = |key: &str, size: usize| {
+        u32::try_from(size)
+            .map(GgufValue::U32)
+            .map_err(|_| Error::config(key, format!("{size} does not fit a GGUF file")))
+    };
+    set("block_count", size("num_hidden_layers", stack.layers.len())?);
+    if let Some(length) = stack.context_length {
+        set("context_length", size("max_position_embeddings", length)?);
+    }
+    set("embedding_length", size("hidden_size", stack.width)?);
+    set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner)?);
+    set("attention.head_count", size("num_attention_heads", attention.query_heads)?);
+    set("attention.head_count_kv", size("num_key_value_heads", attention.kv_heads)?);
+    set("attention.key_length", size("head_dim", attention.head_dim)?);
+    set("attention.value_length", size("head_dim", attention.head_dim)?);
+    set("attention.layer_norm_rms_epsilon", GgufValue::F32(stack.norm.eps as f32));
+    set("rope.dimension_count", size("head_dim", attention.head_dim)?);
+    set("rope.freq_base", GgufValue::F32(theta(keys)? as f32));
+    set("vocab_size", size("vocab_size", stack.vocab_size)?);
+    if let Some(window) = stack.layers.iter().find_map(|layer| layer.attention.window) {
+        set("attention.sliding_window", size("sliding_window", window)?);
+    }
+    if let Some(cap) = attention.softcap {
+        set("attn_logit_softcapping", GgufValue::F32(cap as f32));
+    }
+    if let Some(cap) = stack.logit_softcap {
+        set("final_logit_softcapping", GgufValue::F32(cap as f32));
+    }
+    scaling(keys, &mut set)?;
+    Ok(metadata)
+}
+
+/// The object that holds the rotary parameters, and its type.
+fn rope_keys<'a>(keys: &Keys<'a>) -> Result<(Option<Keys<'a>>, &'a str)> {
+    let older = keys.object("rope_scaling")?.filter(|keys| !keys.map().is_empty());
+    let Some(rope) = older.or(keys.object("rope_parameters")?) else { return Ok((None, "default")) };
+    let kind = match rope.optional_text("rope_type")? {
+        Some(kind) => kind,
+        None => rope.optional_text("type")?.unwrap_or("default"),
+    };
+    Ok((Some(rope), kind))
+}
+
+fn theta(keys: &Keys) -> Result<f64> {
+    let inner = match rope_keys(keys)?.0 {
+        Some(rope) => rope.optional_positive("rope_theta")?,
+        None => None,
+    };
+    Ok(match inner {
+        Some(theta) => theta,
+        None => keys.optional_positive("rope_theta")?.unwrap_or(10_000.0),
+    })
+}
+
+fn scaling(keys: &Keys, set: &mut impl FnMut(&str, GgufValue)) -> Result<()> {
+    let (Some(rope), kind) = rope_keys(keys)? else { return Ok(()) };
+    if kind != "linear" && kind != "yarn" {
+        return Ok(());
+    }
+    set("rope.scaling.type", GgufValue::String(kind.to_string()));
+    let number = |key: &'static str| rope.optional_positive(key);
+    let gguf_keys = [
+        ("factor", "rope.scaling.factor"),
+        ("attention_factor", "rope.scaling.yarn_attn_factor"),
+        ("beta_fast", "rope.scaling.yarn_beta_fast"),
+        ("beta_slow", "rope.scaling.yarn_beta_slow"),
+    ];
+    for (key, gguf_key) in gguf_keys {
+        if let Some(value) = number(key)? {
+            set(gguf_key, GgufValue::F32(value as f32));
+        }
+    }
+    if let Some(trained) = rope.optional_count("original_max_position_embeddings")? {
+        let trained = u32::try_from(trained).unwrap_or(u32::MAX);
+        set("rope.scaling.original_context_length", GgufValue::U32(trained));
+    }
+    Ok(())
+}
+
+fn rope_factors(keys: &Keys, stack: &StackShape) -> Result<Option<Vec<f32>>> {
+    let (_, kind) = rope_keys(keys)?;
+    Ok(matches!(kind, "llama3" | "longrope").then(|| factors(&stack.rope, theta(keys).unwrap_or(10_000.0))))
+}
+
+fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackShape) -> Result<()> {
+    let refuse = |key: &'static str, what: String| {
+        let what = format!("{what}; llama.cpp would compute something else, keep this model as a folder");
+        Err(Error::config(keys.name(key), what))
+    };
+    let attention = &stack.layers[0].attention;
+    if model_type == "gemma2" {
+        let assumed =
+            if stack.layers.len() == 46 { stack.width / attention.query_heads } else { attention.head_dim };
+        let scalar = attention.scale.powi(-2);
+        if (scalar - assumed as f64).abs() > 1e-6 * scalar {
+            return refuse("query_pre_attn_scalar", format!("GGUF files assume {assumed}, found {scalar}"));
+        }
+        let alternates = |(at, layer): (usize, &crate::blocks::layer::LayerShape)| {
+            layer.attention.window.is_some() == (at % 2 == 0)
+        };
+        if !stack.layers.iter().enumerate().all(alternates) {
+            return refuse("layer_types", "GGUF files assume that layers alternate".to_string());
+        }
+        if attention.softcap.is_none() || stack.logit_softcap.is_none() {
+            return refuse("attn_logit_softcapping", "GGUF files assume soft caps".to_string());
+        }
+        if !keys.flag_or("tie_word_embeddings", true)? {
+            return refuse("tie_word_embeddings", "GGUF files assume a tied head".to_string());
+        }
+    }
+    let activation = stack.layers[0].feed_forward.activation;
+    let assumed = match model_type {
+        "gemma2" => luthier_ops::activation::Activation::GeluTanh,
+        _ => luthier_ops::activation::Activation::Silu,
+    };
+    if activation != assumed {
+        return refuse("hidden_act", format!("GGUF files assume {assumed:?}, found {activation:?}"));
+    }
+    if matches!(model_type, "qwen3" | "gemma2") && attention.qkv_bias {
+        return refuse("attention_bias", "GGUF files of this architecture have none".to_string());
+    }
+    Ok(())
+}
