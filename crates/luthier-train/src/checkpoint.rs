@@ -6,7 +6,8 @@
 use std::fs;
 use std::path::Path;
 
-use luthier_checkpoint::checkpoint::SideFile;
+use luthier_checkpoint::SideFile;
+use luthier_checkpoint::json::to_text;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Entry;
@@ -82,20 +83,19 @@ pub(crate) fn write(
         put(&file.name, &file.bytes)?;
     }
     let config = model_folder::config_with_dtype(trainer.model(), Precision::F32);
-    put("config.json", &model_folder::pretty(&config))?;
+    put("config.json", to_text(&config).as_bytes())?;
     trainer.with_masters(|trainer| {
-        model_folder::write_weights(&folder.join(WEIGHTS), trainer.model().weights(), Precision::F32)
+        model_folder::write_weights(&folder.join(WEIGHTS), trainer.model(), Precision::F32)
     })?;
     model_folder::write_vectors(&folder.join(OPTIMIZER), &trainer.optimizer().state())?;
-    put(STATE, &model_folder::pretty(state))
+    put(STATE, to_text(state).as_bytes())
 }
 
 /// Puts the trainer where the checkpoint in `folder` was.
 pub(crate) fn read(folder: &Path, trainer: &mut Trainer) -> Result<State> {
     let state = State::read(&folder.join(STATE))?;
-    let (weights_file, moments_file) =
-        (F32File::open(&folder.join(WEIGHTS))?, F32File::open(&folder.join(OPTIMIZER))?);
-    let (mut weights, mut moments) = (weights_file.tensors()?, moments_file.tensors()?);
+    let weights = F32File::open(&folder.join(WEIGHTS))?;
+    let moments = F32File::open(&folder.join(OPTIMIZER))?;
     trainer.restore(
         state.position,
         |all| {
@@ -103,13 +103,13 @@ pub(crate) fn read(folder: &Path, trainer: &mut Trainer) -> Result<State> {
                 // A matrix left in its file's blocks was never trained: it is as it was opened.
                 if matches!(weight.values(), luthier_ops::weight::Values::Dense(_)) {
                     let mut taken = Ok(());
-                    parameters::edit_values(weight, |values| taken = weights.take(weight.name(), values))?;
+                    parameters::edit_values(weight, |values| taken = weights.read(weight.name(), values))?;
                     taken?;
                 }
             }
             Ok(())
         },
-        |name, values| moments.take(name, values),
+        |name, values| moments.read(name, values),
     )?;
     Ok(state)
 }

@@ -52,6 +52,9 @@ const SAMPLE_CHARS: usize = 4096;
 
 fn document(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let body = encode(text, tokenizer)?;
+    if body.is_empty() {
+        return Ok(body);
+    }
     Ok(tokenizer.bos().into_iter().chain(body).chain(tokenizer.eos()).collect())
 }
 

@@ -1,90 +1,106 @@
 //! The model files of a run: weights and config of a checkpoint or of the finished model, and reading them back.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use luthier_arch::model::Model;
-use luthier_ops::Weight;
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
+use luthier_checkpoint::{Dtype, Ledger, LedgerSummary, TensorInfo, TensorSink, TensorSource};
+use luthier_kernels::blocks::BlockType;
+use luthier_ops::{Device, Weight};
 use serde_json::{Map, Value};
 
 use crate::parameters;
 use crate::recipe::Precision;
 use crate::{Error, Result};
 
-/// Writes all weights of a model under their names, f32 or rounded to bf16.
-pub(crate) fn write_weights(path: &Path, weights: &[Weight], precision: Precision) -> Result<()> {
-    let views = weights.iter().map(|weight| {
-        let bytes = || match precision {
-            Precision::F32 => encode(weight, |value| value.to_le_bytes()),
-            Precision::Bf16 => {
-                encode(weight, |value| ((value.to_bits().wrapping_add(0x8000) >> 16) as u16).to_le_bytes())
-            }
-        };
-        (weight.name().to_string(), Lazy { dtype: dtype(precision), shape: weight.shape(), bytes })
-    });
-    write(path, views)
+/// Writes all weights of a model under their names, f32 or rounded to bf16; a tied one again under each name that
+/// other programs look for. One tensor's bytes are in memory at a time.
+pub(crate) fn write_weights(path: &Path, model: &dyn Model, precision: Precision) -> Result<()> {
+    let named = named_weights(model)?;
+    let infos: Vec<TensorInfo> =
+        named.iter().map(|(name, weight)| info(name, weight.shape(), precision)).collect();
+    let mut writer = SafetensorsWriter::create_file(path, &infos, &SafetensorsWriter::pt_metadata())?;
+    for (name, weight) in named {
+        writer.write(&name, &with_values(weight, |values| bytes(values, precision))?)?;
+    }
+    Ok(writer.finish()?)
 }
 
 /// Writes named f32 vectors.
 pub(crate) fn write_vectors(path: &Path, vectors: &[(String, &[f32])]) -> Result<()> {
-    let shapes: Vec<[usize; 1]> = vectors.iter().map(|(_, values)| [values.len()]).collect();
-    let views = vectors.iter().zip(&shapes).map(|((name, values), shape)| {
-        let bytes = || values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        (name.clone(), Lazy { dtype: Dtype::F32, shape, bytes })
-    });
-    write(path, views)
+    let infos: Vec<TensorInfo> =
+        vectors.iter().map(|(name, values)| info(name, &[values.len()], Precision::F32)).collect();
+    let mut writer = SafetensorsWriter::create_file(path, &infos, &SafetensorsWriter::pt_metadata())?;
+    for (name, values) in vectors {
+        writer.write(name, &bytes(values, Precision::F32))?;
+    }
+    Ok(writer.finish()?)
 }
 
-/// The f32 tensors of a file, by name.
+/// What becomes of the tensors of a model that is trained: each is changed; a second copy of a tied one goes into it.
+pub(crate) fn ledger(
+    model: &dyn Model,
+    place: &str,
+    tensors: Option<&dyn TensorSource>,
+) -> Result<LedgerSummary> {
+    const HOW: &str = "trained";
+    let named = named_weights(model)?;
+    let infos: Vec<TensorInfo> =
+        named.iter().map(|(name, weight)| info(name, weight.shape(), Precision::F32)).collect();
+    let mut ledger = Ledger::new();
+    let Some(tensors) = tensors else {
+        named.iter().try_for_each(|(name, _)| ledger.made(name, "drawn at random and trained"))?;
+        return Ok(ledger.finish(&infos)?);
+    };
+    let input = ledger.input(&crate::identity::place_name(place), tensors);
+    let has = |name: &str| tensors.infos().iter().any(|info| info.name == name);
+    let layout = luthier_arch::layout(model.config())?;
+    for (name, weight) in &named {
+        let ties = layout.ties.iter().filter(|tie| tie.target == weight.name()).map(|tie| tie.name.as_str());
+        let sources: Vec<_> = [weight.name()]
+            .into_iter()
+            .chain(ties)
+            .filter(|source| has(source))
+            .map(|source| (input, source))
+            .collect();
+        ledger.changed(&sources, name, HOW)?;
+    }
+    let known = |name: &str| {
+        layout.tensors.iter().any(|spec| spec.name == name) || layout.ties.iter().any(|tie| tie.name == name)
+    };
+    for info in tensors.infos().iter().filter(|info| !known(&info.name)) {
+        ledger.dropped(input, &info.name, "no weight of this model: it is computed from the config")?;
+    }
+    Ok(ledger.finish(&infos)?)
+}
+
+/// The f32 tensors of a file that a checkpoint wrote.
 pub(crate) struct F32File {
-    path: std::path::PathBuf,
-    bytes: Vec<u8>,
+    path: PathBuf,
+    file: SafetensorsFile,
 }
 
 impl F32File {
     pub(crate) fn open(path: &Path) -> Result<F32File> {
-        let bytes = fs::read(path).map_err(Error::io(path))?;
-        Ok(F32File { path: path.to_path_buf(), bytes })
+        Ok(F32File { path: path.to_path_buf(), file: SafetensorsFile::open(path)? })
     }
 
-    /// Lets `fill` copy each named tensor into place; every tensor of the file must be asked for.
-    pub(crate) fn tensors(&self) -> Result<F32Tensors<'_>> {
-        let format = |what: String| Error::Format { path: self.path.clone(), what };
-        let parsed = SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| format(format!("{error}; the checkpoint is damaged")))?;
-        let mut by_name = HashMap::new();
-        for (name, view) in parsed.iter() {
-            if view.dtype() != Dtype::F32 {
-                return Err(format(format!("tensor {name} is {:?}, wanted F32", view.dtype())));
-            }
-            by_name.insert(name.to_string(), view.data());
-        }
-        Ok(F32Tensors { path: &self.path, by_name })
-    }
-}
-
-/// Tensors of a file that wait for their place.
-pub(crate) struct F32Tensors<'a> {
-    path: &'a Path,
-    by_name: HashMap<String, &'a [u8]>,
-}
-
-impl F32Tensors<'_> {
     /// Copies one tensor into `values`.
-    pub(crate) fn take(&mut self, name: &str, values: &mut [f32]) -> Result<()> {
-        let format = |what: String| Error::Format { path: self.path.to_path_buf(), what };
-        let bytes = self.by_name.remove(name).ok_or_else(|| format(format!("tensor {name} is missing")))?;
-        if bytes.len() != values.len() * 4 {
-            return Err(format(format!(
-                "tensor {name}: wanted {} values, has {}",
+    pub(crate) fn read(&self, name: &str, values: &mut [f32]) -> Result<()> {
+        let format = |what: String| Error::Format { path: self.path.clone(), what };
+        let stored = self.file.infos().iter().find(|info| info.name == name);
+        let stored =
+            stored.ok_or_else(|| format(format!("tensor {name} is missing; the checkpoint is damaged")))?;
+        let n_values: usize = stored.shape.iter().product();
+        if stored.dtype != Dtype::Weights(BlockType::F32) || n_values != values.len() {
+            let what = format!(
+                "tensor {name}: wanted {} F32 values, has {n_values} {}",
                 values.len(),
-                bytes.len() / 4
-            )));
+                stored.dtype.name()
+            );
+            return Err(format(what));
         }
-        for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+        for (value, bytes) in values.iter_mut().zip(self.file.read(name)?.chunks_exact(4)) {
             *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         Ok(())
@@ -104,56 +120,43 @@ pub(crate) fn config_with_dtype(model: &dyn Model, precision: Precision) -> Map<
     config
 }
 
-/// JSON as Hugging Face folders have it: two spaces, a newline at the end.
-pub(crate) fn pretty(value: &impl serde::Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(value).expect("JSON is plain data");
-    text.push(b'\n');
-    text
+/// The weights by the names that files carry them under.
+fn named_weights(model: &dyn Model) -> Result<Vec<(String, &Weight)>> {
+    let layout = luthier_arch::layout(model.config())?;
+    let weights = model.weights();
+    let mut named: Vec<(String, &Weight)> =
+        weights.iter().map(|weight| (weight.name().to_string(), weight)).collect();
+    for tie in layout.ties.iter().filter(|tie| tie.written) {
+        let target = weights.iter().find(|weight| weight.name() == tie.target);
+        named.extend(target.map(|weight| (tie.name.clone(), weight)));
+    }
+    Ok(named)
 }
 
-fn dtype(precision: Precision) -> Dtype {
+fn info(name: &str, shape: &[usize], precision: Precision) -> TensorInfo {
+    let block_type = match precision {
+        Precision::F32 => BlockType::F32,
+        Precision::Bf16 => BlockType::BF16,
+    };
+    TensorInfo { name: name.to_string(), dtype: Dtype::Weights(block_type), shape: shape.to_vec() }
+}
+
+fn with_values<T>(weight: &Weight, look: impl Fn(&[f32]) -> T) -> Result<T> {
+    match weight.values() {
+        luthier_ops::weight::Values::Dense(values) if values.device().is_cpu() => {
+            parameters::view_values(weight, look)
+        }
+        _ => Ok(look(&weight.to_tensor(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?)),
+    }
+}
+
+fn bytes(values: &[f32], precision: Precision) -> Vec<u8> {
     match precision {
-        Precision::F32 => Dtype::F32,
-        Precision::Bf16 => Dtype::BF16,
-    }
-}
-
-fn encode<const N: usize>(weight: &Weight, to_bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-    let all = |values: &[f32]| values.iter().flat_map(|&value| to_bytes(value)).collect();
-    parameters::view_values(weight, all).unwrap_or_else(|_| {
-        let values =
-            weight.to_tensor(&luthier_ops::Device::Cpu).and_then(|values| values.flatten_all()?.to_vec1());
-        all(&values.expect("a weight widens to f32"))
-    })
-}
-
-fn write<'a, F: Fn() -> Vec<u8>>(
-    path: &Path,
-    views: impl IntoIterator<Item = (String, Lazy<'a, F>)>,
-) -> Result<()> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(views, Some(metadata), path)
-        .map_err(|error| Error::Format { path: path.to_path_buf(), what: error.to_string() })
-}
-
-/// A tensor whose bytes are made when they are written, one tensor in memory at a time.
-struct Lazy<'a, F> {
-    dtype: Dtype,
-    shape: &'a [usize],
-    bytes: F,
-}
-
-impl<F: Fn() -> Vec<u8>> View for Lazy<'_, F> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        (self.bytes)().into()
-    }
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+        Precision::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        // Trained weights are bf16 values already; frozen matrices from blocks are rounded here.
+        Precision::Bf16 => values
+            .iter()
+            .flat_map(|value| ((crate::masters::rounded(*value).to_bits() >> 16) as u16).to_le_bytes())
+            .collect(),
     }
 }

@@ -1,6 +1,7 @@
 //! The weights that a run trains: which they are, their values in place, their gradients.
 
 use candle_core::{CpuStorage, Layout};
+use luthier_kernels::optimizer::sum_of_squares;
 use luthier_ops::Weight;
 use luthier_ops::weight::Values;
 
@@ -78,19 +79,6 @@ pub fn view_values<T>(weight: &Weight, look: impl FnOnce(&[f32]) -> T) -> Result
 /// Euclidean norm over all gradients, in f64, summed in layout order.
 pub fn gradient_norm(weights: &[Weight]) -> f64 {
     weights.iter().map(|weight| sum_of_squares(&weight.grad())).sum::<f64>().sqrt()
-}
-
-/// Eight running sums, so that the loop is not one long chain of additions; the order is fixed.
-fn sum_of_squares(values: &[f32]) -> f64 {
-    let mut sums = [0f64; 8];
-    let mut chunks = values.chunks_exact(8);
-    for chunk in &mut chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(x) * f64::from(x);
-        }
-    }
-    let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    sums.iter().sum::<f64>() + rest
 }
 
 fn extent(layout: &Layout) -> std::ops::Range<usize> {

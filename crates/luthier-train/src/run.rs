@@ -1,9 +1,12 @@
 //! A run from recipe to finished model: begun, gone on with, or found finished.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use luthier_arch::model::Model;
-use luthier_checkpoint::checkpoint::SideFile;
+use luthier_checkpoint::json::to_text;
+use luthier_checkpoint::lineage::{LINEAGE_NAME, Parent};
+use luthier_checkpoint::{LedgerSummary, Lineage, SideFile, TensorSource};
 use luthier_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -16,7 +19,7 @@ use crate::model_folder;
 use crate::objectives::{self, ModelShape};
 use crate::progress::{Progress, Rate, Start, StepDone};
 use crate::recipe::{ModelSource, Recipe};
-use crate::run_folder::{LINEAGE, RunFolder};
+use crate::run_folder::RunFolder;
 use crate::teacher::Teacher;
 use crate::trainer::{Texts, Trainer};
 use crate::{Error, Result};
@@ -44,8 +47,10 @@ pub struct Opened {
     pub tokenizer: Option<Tokenizer>,
     /// Files that travel with it: tokenizer files, generation_config.json, templates. Not config.json or lineage.json.
     pub side_files: Vec<SideFile>,
-    /// What the lineage calls it: name and hashes.
-    pub identity: Value,
+    /// What the lineage calls it.
+    pub parents: Vec<Parent>,
+    /// The tensors that its weights come from, for the ledger; none where the weights are random.
+    pub tensors: Option<Arc<dyn TensorSource>>,
 }
 
 /// What a run needs of the program around it.
@@ -60,8 +65,6 @@ pub struct TrainEnv<'a> {
     pub threads: usize,
     /// Whether what `out` holds is thrown away first.
     pub force: bool,
-    /// Name and version of the program, for the lineage.
-    pub program: &'a str,
 }
 
 /// What a finished run came to.
@@ -110,7 +113,7 @@ pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
         }
     }
     train(&mut folder, &mut trainer, &mut log, &recipe, &parts, env.progress)?;
-    finish(&folder, &trainer, &log, &recipe, &parts, &identity, env.program)
+    finish(&folder, &trainer, &log, &recipe, &parts, &identity)
 }
 
 /// Reads a text file; one that is not UTF-8 is refused with the place of the first bad byte.
@@ -147,7 +150,8 @@ impl SourceTexts {
 struct Parts {
     side_files: Vec<SideFile>,
     /// Model first, then the teacher.
-    parents: Vec<Value>,
+    parents: Vec<Parent>,
+    ledger: LedgerSummary,
     text_tokens: usize,
     text_documents: usize,
     validation_tokens: usize,
@@ -184,12 +188,13 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
         vocab_size: student.model.vocab_size(),
     };
     let objective = objectives::of_recipe(recipe, shape, Some(tokenizer))?;
-    let mut parents = vec![student.identity];
+    let ledger = model_folder::ledger(student.model.as_ref(), &place, student.tensors.as_deref())?;
+    let mut parents = student.parents;
     let teacher = match (&recipe.teacher, &recipe.distillation) {
         (Some(place), Some(how)) => {
             let opened = open(&ModelSource::Place(place.clone()), Purpose::Teach).map_err(named(place))?;
             corpus::check_same_tokenizer(&texts.train, tokenizer, opened.tokenizer.as_ref())?;
-            parents.push(opened.identity);
+            parents.extend(opened.parents);
             Some(Teacher::new(opened.model, how, student.model.as_ref(), objective.as_ref())?)
         }
         _ => None,
@@ -197,6 +202,7 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
     let parts = Parts {
         side_files: student.side_files,
         parents,
+        ledger,
         text_tokens: tokens.train.n_tokens(),
         text_documents: tokens.train.n_documents(),
         validation_tokens: tokens.validation.n_tokens(),
@@ -332,7 +338,6 @@ fn finish(
     recipe: &Recipe,
     parts: &Parts,
     identity: &Map<String, Value>,
-    program: &str,
 ) -> Result<Outcome> {
     let state = state(trainer, log, recipe);
     let outcome = outcome(&state);
@@ -340,19 +345,16 @@ fn finish(
         folder.place_file(&file.name, &file.bytes)?;
     }
     let config = model_folder::config_with_dtype(trainer.model(), recipe.precision);
-    folder.place_file("config.json", &model_folder::pretty(&config))?;
+    folder.place_file("config.json", to_text(&config).as_bytes())?;
     folder.place_with(checkpoint::WEIGHTS, |path| {
-        model_folder::write_weights(path, trainer.model().weights(), recipe.precision)
+        model_folder::write_weights(path, trainer.model(), recipe.precision)
     })?;
-    folder.place_file(checkpoint::STATE, &model_folder::pretty(&state))?;
-    let lineage = json!({
-        "program": program,
-        "verb": "pretrain",
-        "recipe": identity,
-        "parents": parts.parents,
-        "seed": recipe.seed,
-        "measurements": outcome,
-    });
-    folder.place_file(LINEAGE, &model_folder::pretty(&lineage))?;
+    folder.place_file(checkpoint::STATE, to_text(&state).as_bytes())?;
+    let recipe_value = Value::Object(identity.clone());
+    let (parents, ledger) = (parts.parents.clone(), parts.ledger.clone());
+    let mut lineage = Lineage::new("pretrain", recipe_value, Some(recipe.seed), parents, ledger);
+    let Value::Object(measurements) = json!(outcome) else { unreachable!("an outcome is a struct") };
+    lineage.measurements = measurements;
+    folder.place_file(LINEAGE_NAME, lineage.to_text().as_bytes())?;
     Ok(outcome)
 }

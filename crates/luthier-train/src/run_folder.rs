@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use luthier_checkpoint::lineage::LINEAGE_NAME;
 use serde_json::{Map, Value};
 
 use crate::metrics::{self, Entry};
@@ -15,8 +16,6 @@ use crate::{Error, Result};
 
 const METRICS: &str = "metrics.jsonl";
 const IDENTITY: &str = "run.json";
-/// Written last: where it stands, the run is finished.
-pub(crate) const LINEAGE: &str = "lineage.json";
 const CHECKPOINT_PREFIX: &str = "checkpoint-";
 /// Ends the names of things that are not whole yet.
 const PARTIAL: &str = ".partial";
@@ -69,13 +68,12 @@ impl RunFolder {
     }
 
     pub(crate) fn set_identity(&self, identity: &Map<String, Value>) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(identity).expect("JSON is plain data");
-        text.push('\n');
-        self.place_file(IDENTITY, text.as_bytes())
+        self.place_file(IDENTITY, luthier_checkpoint::json::to_text(identity).as_bytes())
     }
 
+    /// The lineage is written last.
     pub(crate) fn is_finished(&self) -> bool {
-        self.path.join(LINEAGE).is_file()
+        self.path.join(LINEAGE_NAME).is_file()
     }
 
     /// Steps of the checkpoints in here, ascending.

@@ -4,6 +4,7 @@
 //!
 //! Weights of one dimension (norms, biases) are not decayed. A weight that got no gradient counts as gradient zero.
 
+use luthier_kernels::optimizer;
 use luthier_ops::Weight;
 
 use crate::Result;
@@ -45,20 +46,6 @@ struct Moments {
     second: Vec<f32>,
 }
 
-/// The factors of one step, the same for all values of a weight.
-#[derive(Clone, Copy, Debug)]
-struct Factors {
-    betas: [f32; 2],
-    /// 1 - lr * decay.
-    keep: f32,
-    /// lr / (1 - b1^t).
-    step_size: f32,
-    /// 1 / sqrt(1 - b2^t).
-    root_scale: f32,
-    eps: f32,
-    gradient_scale: f32,
-}
-
 impl AdamW {
     /// Moments at zero.
     pub fn new(settings: Settings, weights: &[Weight]) -> AdamW {
@@ -76,17 +63,16 @@ impl AdamW {
         AdamW { settings, steps: 0, moments }
     }
 
-    fn factors(&self, lr: f64, decayed: bool, gradient_scale: f64) -> Factors {
-        let [beta1, beta2] = self.settings.betas;
-        let steps = self.steps as f64;
-        let decay = if decayed { self.settings.weight_decay } else { 0.0 };
-        Factors {
-            betas: [beta1 as f32, beta2 as f32],
-            keep: (1.0 - lr * decay) as f32,
-            step_size: (lr / (1.0 - beta1.powf(steps))) as f32,
-            root_scale: (1.0 / (1.0 - beta2.powf(steps)).sqrt()) as f32,
-            eps: self.settings.eps as f32,
-            gradient_scale: gradient_scale as f32,
+    fn kernel_settings(&self, lr: f64, decayed: bool, gradient_scale: f64) -> optimizer::AdamW {
+        let Settings { betas: [beta1, beta2], weight_decay, eps } = self.settings;
+        optimizer::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay: if decayed { weight_decay } else { 0.0 },
+            step: self.steps,
+            grad_scale: gradient_scale as f32,
         }
     }
 }
@@ -95,11 +81,11 @@ impl Optimizer for AdamW {
     fn step(&mut self, weights: &[Weight], lr: f64, gradient_scale: f64) -> Result<()> {
         self.steps += 1;
         for (idx, weight) in weights.iter().enumerate() {
-            let factors = self.factors(lr, weight.shape().len() > 1, gradient_scale);
+            let settings = self.kernel_settings(lr, weight.shape().len() > 1, gradient_scale);
             let Moments { first, second, .. } = &mut self.moments[idx];
             weight.update(|values, gradient| match gradient.is_empty() {
-                true => update(values, std::iter::repeat(&0.0), first, second, factors),
-                false => update(values, gradient.iter(), first, second, factors),
+                true => optimizer::adamw(values, &vec![0.0; values.len()], first, second, settings),
+                false => optimizer::adamw(values, gradient, first, second, settings),
             })?;
         }
         Ok(())
@@ -130,24 +116,6 @@ impl Optimizer for AdamW {
 /// PyTorch's names.
 fn names(moments: &Moments) -> [String; 2] {
     [format!("{}.exp_avg", moments.name), format!("{}.exp_avg_sq", moments.name)]
-}
-
-/// One weight's step over flat slices of one length.
-fn update<'a>(
-    values: &mut [f32],
-    gradient: impl Iterator<Item = &'a f32>,
-    first: &mut [f32],
-    second: &mut [f32],
-    f: Factors,
-) {
-    let [beta1, beta2] = f.betas;
-    let moments = first.iter_mut().zip(second.iter_mut());
-    for ((value, &g), (m, v)) in values.iter_mut().zip(gradient).zip(moments) {
-        let g = g * f.gradient_scale;
-        *m = beta1 * *m + (1.0 - beta1) * g;
-        *v = beta2 * *v + (1.0 - beta2) * (g * g);
-        *value = *value * f.keep - f.step_size * *m / (v.sqrt() * f.root_scale + f.eps);
-    }
 }
 
 #[cfg(test)]
