@@ -1,6 +1,7 @@
 //! Training: objectives, optimizers, schedules, and the loop that is killed and resumed without a trace.
 
 pub mod batch;
+pub mod bench;
 mod checkpoint;
 mod corpus;
 mod count;
@@ -25,6 +26,7 @@ pub mod trainer;
 pub mod validation;
 pub mod windows;
 
+pub use bench::{StepTimes, bench_step};
 pub use error::{Error, Result};
 pub use recipe::Recipe;
 pub use run::{Opened, Outcome, Purpose, TrainEnv, read_text_file, run};

@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn every_denoiser_of_the_mixture_is_drawn() {
         let objective = objective(Some(7));
-        let mut modes = std::collections::BTreeMap::new();
+        let mut modes = std::collections::BTreeMap::<u32, i32>::new();
         for counter in 0..700 {
             let denoised = objective.denoise(&(0..64).collect::<Vec<u32>>(), &mut random(counter));
             *modes.entry(denoised.input[0]).or_insert(0) += 1;
@@ -316,7 +316,7 @@ mod tests {
         // Shares 2 : 1 : 4 of R, S and X.
         let expected = [(997, 200), (998, 100), (999, 400)];
         for (mode, expected) in expected {
-            assert!((modes[&mode] as i32 - expected).abs() < 60, "{modes:?}");
+            assert!((modes[&mode] - expected).abs() < 60, "{modes:?}");
         }
     }
 

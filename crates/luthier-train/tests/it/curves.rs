@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::support::{Bench, encoder_decoder_config, llama_config, run};
+use crate::support::{Bench, encoder_decoder_config, llama_config, model, run};
 
 /// The kernels of different processors sum in different orders; ten steps of Adam make that at most this.
 const TOLERANCE: f64 = 2e-4;
@@ -96,4 +96,16 @@ fn validation_is_the_same_before_training_whatever_the_accumulation() {
     let four = run(&bench.recipe("four", changes(4)), &llama_config()).unwrap();
     let (one, four) = (one.initial_validation_loss_nats.unwrap(), four.initial_validation_loss_nats.unwrap());
     assert!((one - four).abs() < 1e-6, "{one} {four}");
+}
+
+#[test]
+fn the_losses_of_timed_steps_fall() {
+    for config in [llama_config(), encoder_decoder_config()] {
+        let times = luthier_train::bench_step(model(&config, 1, true).as_ref(), 3, 10, 4).unwrap();
+        assert_eq!(times.losses.len(), 6);
+        assert!(times.losses.windows(2).all(|pair| pair[1] < pair[0]), "{:?}", times.losses);
+        assert!(times.step_ms > 0.0 && times.train_tokens_per_s > 0.0);
+        assert!(luthier_train::bench_step(model(&config, 1, true).as_ref(), 0, 10, 4).is_err());
+        assert!(luthier_train::bench_step(model(&config, 1, true).as_ref(), 1, 65, 4).is_err());
+    }
 }
