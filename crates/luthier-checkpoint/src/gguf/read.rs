@@ -35,6 +35,12 @@ impl Gguf {
         let map = MappedFile::open(path)?;
         let header = Header::parse(map.bytes()).map_err(|what| Error::format(path, what))?;
         let Header { version, metadata, alignment, entries } = header;
+        let split_count =
+            metadata.iter().find(|(key, _)| key == "split.count").and_then(|(_, value)| value.as_u64());
+        if let Some(count) = split_count.filter(|&count| count > 1) {
+            let what = format!("is one of {count} parts; join them first (llama-gguf-split --merge)");
+            return Err(Error::format(path, what));
+        }
         let mut infos = Vec::with_capacity(entries.len());
         let mut ranges = HashMap::with_capacity(entries.len());
         for (info, range) in entries {

@@ -85,6 +85,16 @@ fn every_type_comes_back_in_order() {
 }
 
 #[test]
+fn a_part_of_a_split_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m-00001-of-00002.gguf");
+    let mut writer = GgufWriter::create(&path, &[pair("split.count", GgufValue::U16(2))], &[]).unwrap();
+    writer.finish().unwrap();
+    let error = Gguf::open(&path).err().unwrap().to_string();
+    assert!(error.contains("one of 2 parts"), "{error}");
+}
+
+#[test]
 fn values_convert_between_widths_but_not_kinds() {
     assert_eq!(GgufValue::I32(-1).as_u64(), None);
     assert_eq!(GgufValue::U64(u64::MAX).as_i64(), None);

@@ -1,9 +1,14 @@
 //! Outputs are whole or not there; what a killed process leaves is cleaned; inputs are never written over.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use luthier_checkpoint::Output;
+use luthier_checkpoint::safetensors::SafetensorsWriter;
+use luthier_checkpoint::{Dtype, Output, TensorSink};
+
+use crate::safetensors::{content, info};
 
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)
@@ -134,4 +139,56 @@ fn places_that_cannot_be_written_are_named() {
     assert!(error.contains("file"), "{error}");
     let error = Output::folder(Path::new("/proc/luthier-out"), false, &[]).unwrap_err().to_string();
     assert!(error.contains("/proc"), "{error}");
+}
+
+/// Names the place in which a child of the test below replaces its output for ever.
+const CHILD_PLACE: &str = "LUTHIER_TEST_OUTPUT_PLACE";
+
+#[test]
+fn a_child_that_replaces_its_output_until_it_is_killed() {
+    let Ok(place) = std::env::var(CHILD_PLACE) else { return };
+    let stdout = std::io::stdout();
+    for number in 0.. {
+        let output = Output::folder(&Path::new(&place).join("out"), true, &[]).unwrap();
+        output.write("a", format!("{number}").as_bytes()).unwrap();
+        writeln!(stdout.lock(), "round {number}").unwrap();
+        output.write("b", format!("{number}").as_bytes()).unwrap();
+        output.commit().unwrap();
+        writeln!(stdout.lock(), "done {number}").unwrap();
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_the_old_state_or_the_new_one() {
+    let place = tempfile::tempdir().unwrap();
+    for n_lines in 3..23 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "output::a_child_that_replaces_its_output_until_it_is_killed"])
+            .env(CHILD_PLACE, place.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let seen = lines.filter(|line| line.as_ref().unwrap().contains(' ')).nth(n_lines + 2);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(seen.is_some());
+        let out = place.path().join("out");
+        let (a, b) = (fs::read_to_string(out.join("a")).unwrap(), fs::read_to_string(out.join("b")).unwrap());
+        assert_eq!(a, b);
+    }
+    drop(Output::folder(&place.path().join("out"), true, &[]).unwrap());
+    assert_eq!(names(place.path()), ["out"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_named_with_what_to_do() {
+    let infos = [info("w", Dtype::U8, &[100_000])];
+    let full = Path::new("/dev/full");
+    let problem = SafetensorsWriter::create_file(full, &infos, &[])
+        .and_then(|mut writer| writer.write("w", &content(&infos[0])))
+        .unwrap_err()
+        .to_string();
+    assert!(problem.contains("/dev/full: ") && problem.contains("free some space"), "{problem}");
 }
