@@ -1,11 +1,13 @@
 //! From a checkpoint to a model: every tensor is used, a known repetition, a known leftover, or an error.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use luthier_checkpoint::layout::{Layout, TensorSpec};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo};
 use luthier_kernels::blocks::{BlockType, dequantize};
+use luthier_kernels::bytes::SharedBytes;
 use luthier_ops::{StoredMatrix, Weight};
 
 use crate::model::Model;
@@ -27,10 +29,14 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
     check_ties(&layout, checkpoint, &stored)?;
-    let mut weights = Vec::with_capacity(layout.tensors.len());
+    let mut pieces = Vec::with_capacity(layout.tensors.len());
     for spec in &layout.tensors {
-        weights.push(weight(spec, stored[spec.name.as_str()], checkpoint, options)?);
+        let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);
+        check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
+        pieces.push((spec, block_type, bytes));
     }
+    check_values(&pieces)?;
+    let weights = pieces.into_iter().map(|piece| weight(piece, options)).collect::<Result<_>>()?;
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
 }
 
@@ -111,15 +117,22 @@ fn check_ties(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, B
     Ok(())
 }
 
-fn weight(
-    spec: &TensorSpec,
-    block_type: BlockType,
-    checkpoint: &Checkpoint,
-    options: &LoadOptions,
-) -> Result<Weight> {
-    let bytes = checkpoint.tensors.read(&spec.name)?;
-    check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
-    finite::check(&spec.name, block_type, &bytes)?;
+/// A weight as its file has it.
+type Piece<'a> = (&'a TensorSpec, BlockType, SharedBytes);
+
+/// Looks for NaN and infinity on all threads; the error is that of the first bad tensor.
+fn check_values(pieces: &[Piece]) -> Result<()> {
+    let found: Vec<OnceLock<Error>> = pieces.iter().map(|_| OnceLock::new()).collect();
+    luthier_kernels::pool::run(pieces.len(), &|at| {
+        let (spec, block_type, bytes) = &pieces[at];
+        if let Err(error) = finite::check(&spec.name, *block_type, bytes) {
+            found[at].get_or_init(|| error);
+        }
+    });
+    found.into_iter().find_map(OnceLock::into_inner).map_or(Ok(()), Err)
+}
+
+fn weight((spec, block_type, bytes): Piece, options: &LoadOptions) -> Result<Weight> {
     if let ([rows, cols], false, true) = (&spec.shape[..], options.trainable, options.device.is_cpu()) {
         return Ok(Weight::stored(&spec.name, StoredMatrix { block_type, bytes, rows: *rows, cols: *cols }));
     }

@@ -204,7 +204,8 @@ impl<'a> Metadata<'a> {
         }
         known.iter().find(|(_, dialect)| dialect.architecture == self.architecture).copied().ok_or_else(
             || {
-                let names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+                let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+                names.dedup();
                 Error::UnknownArchitecture {
                     model_type: self.architecture.to_string(),
                     known: names.join(", "),

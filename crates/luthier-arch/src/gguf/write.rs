@@ -185,7 +185,7 @@ fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackSha
     if model_type == "gemma2" {
         let assumed =
             if stack.layers.len() == 46 { stack.width / attention.query_heads } else { attention.head_dim };
-        let scalar = attention.scale.powi(-2);
+        let scalar = (attention.scale.powi(-2) * 1e6).round() / 1e6;
         if (scalar - assumed as f64).abs() > 1e-6 * scalar {
             return refuse("query_pre_attn_scalar", format!("GGUF files assume {assumed}, found {scalar}"));
         }

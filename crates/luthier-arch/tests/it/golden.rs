@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use luthier_arch::blocks::rope::Rope;
+use luthier_arch::config::Keys;
 use luthier_arch::{Encoded, LoadOptions, Model, TokenBatch, load};
 use luthier_ops::cross_entropy::Targets;
 use luthier_ops::tape::with_reference;
 use luthier_ops::weight::collect;
+use serde_json::{Map, Value};
 
 use crate::source::{Named, checkpoint, golden_config, golden_tensors};
 
@@ -135,4 +138,23 @@ fn t5gemma_encoder_hides_padding_tokens() {
     let encoded = model.encode(&batch(&golden, "pad_encoder_ids")).unwrap();
     let states = model.hidden(&batch(&golden, "ids"), Some(&encoded), None).unwrap();
     assert_close("logits", &values(&model.logits(&states).unwrap()), &golden["pad_logits"].2);
+}
+
+#[test]
+fn rotary_scalings_equal_reference() {
+    let cases = std::fs::read(crate::source::golden_path("", "rope.json")).unwrap();
+    let cases: Vec<Map<String, Value>> = serde_json::from_slice(&cases).unwrap();
+    assert_eq!(cases.len(), 7);
+    for case in cases {
+        let config = Map::from_iter([("rope_parameters".to_string(), case["rope_parameters"].clone())]);
+        let rope = Rope::read(&Keys::new(&config).unwrap(), 64, Some(131_072), 10_000.0).unwrap();
+        let wanted = case["inv_freq"].as_array().unwrap();
+        assert_eq!(wanted.len(), rope.inverse_frequencies().len());
+        for (got, wanted) in rope.inverse_frequencies().iter().zip(wanted) {
+            let wanted = wanted.as_f64().unwrap() as f32;
+            assert!((got - wanted).abs() <= 3e-7 * wanted, "{config:?}: {got} {wanted}");
+        }
+        let (cos, _) = rope.tables(&[0], 1, &Device::Cpu).unwrap();
+        assert!((values(&cos)[0] - case["attention_factor"].as_f64().unwrap() as f32).abs() < 1e-6);
+    }
 }

@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod behaviour;
+mod gguf;
 mod golden;
+mod refusals;
 mod source;
