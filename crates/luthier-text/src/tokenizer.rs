@@ -10,8 +10,10 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 
 use crate::error::{Result, TextError};
+use crate::sentencepiece;
 use crate::special_tokens::{SpecialTokens, json_file};
 use crate::stream_decoder::StreamDecoder;
+use crate::tokenizer_json;
 
 /// Text to token ids and back. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -40,6 +42,10 @@ const KEPT_FILES: [&str; 5] = [
     "tokenizer.model",
 ];
 
+/// Names under which SentencePiece models lie in a folder.
+const SENTENCEPIECE_FILES: [&str; 4] =
+    ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"];
+
 impl Tokenizer {
     /// `files`: name to bytes of a model folder's side files (tokenizer.json or tokenizer.model/spiece.model,
     /// tokenizer_config.json, special_tokens_map.json, config.json, generation_config.json, ...); names that
@@ -48,14 +54,19 @@ impl Tokenizer {
         if let Some(bytes) = files.get("tokenizer.json") {
             return Tokenizer::from_tokenizer_json(bytes, files);
         }
+        if let Some(name) = SENTENCEPIECE_FILES.iter().find(|name| files.contains_key(**name)) {
+            return sentencepiece::to_tokenizer(name, files);
+        }
         let found: Vec<&str> = files.keys().map(String::as_str).collect();
         Err(TextError::MissingTokenizer {
-            wanted: "tokenizer.json".to_owned(),
+            wanted: format!("tokenizer.json, {}", SENTENCEPIECE_FILES.join(", ")),
             found: if found.is_empty() { "no side files".to_owned() } else { found.join(", ") },
         })
     }
 
     fn from_tokenizer_json(bytes: &[u8], files: &BTreeMap<String, Vec<u8>>) -> Result<Tokenizer> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        tokenizer_json::check(bytes)?;
         let pipeline = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| TextError::broken("tokenizer.json", error))?;
         let mut kept: BTreeMap<String, Vec<u8>> = KEPT_FILES
@@ -235,10 +246,21 @@ impl Tokenizer {
         self.inner.byte_ids.contains(&id)
     }
 
+    /// Added token by id, and the whole vocabulary, for conversions.
+    pub(crate) fn pipeline(&self) -> &tokenizers::Tokenizer {
+        &self.inner.pipeline
+    }
+
     /// The files of a Hugging Face folder that hold this tokenizer: tokenizer.json, tokenizer_config.json,
     /// special_tokens_map.json and what came with them, byte for byte where they came as files.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
-        self.inner.files.clone()
+        let mut files = self.inner.files.clone();
+        files.entry("tokenizer.json".to_owned()).or_insert_with(|| {
+            let json =
+                self.inner.pipeline.to_string(true).expect("a pipeline that was built has a JSON form");
+            json.into_bytes()
+        });
+        files
     }
 }
 
