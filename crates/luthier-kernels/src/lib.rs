@@ -20,6 +20,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+pub mod process;
 pub mod rope;
 pub mod rows;
 mod simd;
