@@ -12,7 +12,7 @@ use crate::{Error, Result, TensorInfo, TensorSource};
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
     Unknown,
-    Used { copies: usize, changes: Vec<String> },
+    Used,
     Dropped(String),
 }
 
@@ -102,13 +102,13 @@ impl Ledger {
             return Err(Error::tensor(target, what));
         }
         self.put_output(target, Origin::Copied)?;
-        self.use_input(input, source, None)
+        self.use_input(input, source)
     }
 
     /// `target` of the output was made from the values of `sources`; `how` in few words (`cast to BF16`).
     pub fn changed(&mut self, sources: &[(InputId, &str)], target: &str, how: &str) -> Result<()> {
         self.put_output(target, Origin::Changed(how.to_string()))?;
-        sources.iter().try_for_each(|(input, source)| self.use_input(*input, source, Some(how)))
+        sources.iter().try_for_each(|(input, source)| self.use_input(*input, source))
     }
 
     /// `target` of the output comes from no input; `how` in few words (`drawn from N(0, 0.02)`).
@@ -143,7 +143,7 @@ impl Ledger {
                         );
                         return Err(Error::tensor(name, what));
                     }
-                    Fate::Used { .. } => {}
+                    Fate::Used => {}
                     Fate::Dropped(reason) => summary.dropped.push(Dropped {
                         input: input.label.clone(),
                         tensor: name.clone(),
@@ -185,19 +185,12 @@ impl Ledger {
         input.fates.get_mut(source).ok_or_else(|| Error::tensor(source, format!("is not in {label}")))
     }
 
-    fn use_input(&mut self, input: InputId, source: &str, change: Option<&str>) -> Result<()> {
+    fn use_input(&mut self, input: InputId, source: &str) -> Result<()> {
         let fate = self.fate(input, source)?;
-        match fate {
-            Fate::Dropped(_) => return Err(Error::tensor(source, "is used, but was recorded as dropped")),
-            Fate::Unknown => *fate = Fate::Used { copies: 0, changes: Vec::new() },
-            Fate::Used { .. } => {}
+        if let Fate::Dropped(_) = fate {
+            return Err(Error::tensor(source, "is used, but was recorded as dropped"));
         }
-        if let Fate::Used { copies, changes } = fate {
-            match change {
-                None => *copies += 1,
-                Some(how) => changes.push(how.to_string()),
-            }
-        }
+        *fate = Fate::Used;
         Ok(())
     }
 }

@@ -34,6 +34,12 @@ impl MappedFile {
         }
         // SAFETY: see the top of this file.
         let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
+        if map.starts_with(b"version https://git-lfs") {
+            return Err(Error::format(
+                path,
+                "is a git-lfs pointer, not the file itself; run git lfs pull beside it",
+            ));
+        }
         Ok(Arc::new(MappedFile { path: path.to_path_buf(), map }))
     }
 

@@ -62,6 +62,9 @@ fn what_is_missing_is_named() {
     assert!(error().contains("pytorch_model.bin, which can run code"), "{}", error());
     std::fs::write(folder.path().join("model.safetensors"), "").unwrap();
     assert!(error().contains("the file is empty"), "{}", error());
+    std::fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1")
+        .unwrap();
+    assert!(error().contains("run git lfs pull"), "{}", error());
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     std::fs::create_dir(folder.path().join("model.safetensors")).unwrap();
     assert!(error().contains("wanted a file"), "{}", error());

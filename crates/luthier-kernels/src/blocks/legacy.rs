@@ -7,14 +7,23 @@ use super::floats::f16_at;
 
 const LEN: usize = 32;
 
+/// The 32 four-bit numbers of a block, from its 16 bytes of pairs.
+#[inline(always)]
+fn four_bit(pairs: &[u8]) -> [i32; LEN] {
+    let mut quants = [0i32; LEN];
+    for i in 0..16 {
+        quants[i] = i32::from(pairs[i] & 15);
+        quants[i + 16] = i32::from(pairs[i] >> 4);
+    }
+    quants
+}
+
 #[inline(always)]
 pub(super) fn widen_q4_0(source: &[u8], target: &mut [f32]) {
     for (block, values) in source.chunks_exact(18).zip(target.chunks_exact_mut(LEN)) {
         let scale = f16_at(block, 0);
-        let (low, high) = values.split_at_mut(16);
-        for ((low, high), &pair) in low.iter_mut().zip(high).zip(&block[2..18]) {
-            *low = (i32::from(pair & 15) - 8) as f32 * scale;
-            *high = (i32::from(pair >> 4) - 8) as f32 * scale;
+        for (value, quant) in values.iter_mut().zip(four_bit(&block[2..18])) {
+            *value = (quant - 8) as f32 * scale;
         }
     }
 }
@@ -23,10 +32,8 @@ pub(super) fn widen_q4_0(source: &[u8], target: &mut [f32]) {
 pub(super) fn widen_q4_1(source: &[u8], target: &mut [f32]) {
     for (block, values) in source.chunks_exact(20).zip(target.chunks_exact_mut(LEN)) {
         let (scale, minimum) = (f16_at(block, 0), f16_at(block, 2));
-        let (low, high) = values.split_at_mut(16);
-        for ((low, high), &pair) in low.iter_mut().zip(high).zip(&block[4..20]) {
-            *low = i32::from(pair & 15) as f32 * scale + minimum;
-            *high = i32::from(pair >> 4) as f32 * scale + minimum;
+        for (value, quant) in values.iter_mut().zip(four_bit(&block[4..20])) {
+            *value = quant as f32 * scale + minimum;
         }
     }
 }
