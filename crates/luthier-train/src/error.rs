@@ -49,9 +49,9 @@ pub enum Error {
         "step {step}: {what} is {value}, the run ends here; {kept}; try a lower lr_peak, a longer warm-up or a smaller gradient_clip"
     )]
     Diverged {
-        /// The step that did not happen.
+        /// The step that went wrong.
         step: u64,
-        /// `loss` or `gradient norm`.
+        /// `loss`, `gradient norm`, `validation loss` or `a weight`.
         what: &'static str,
         /// What it came to.
         value: f64,

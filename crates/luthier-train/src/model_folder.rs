@@ -1,5 +1,6 @@
 //! The model files of a run: weights and config of a checkpoint or of the finished model, and reading them back.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use luthier_arch::model::Model;
@@ -21,7 +22,7 @@ pub(crate) fn write_weights(path: &Path, model: &dyn Model, precision: Precision
         named.iter().map(|(name, weight)| info(name, weight.shape(), precision)).collect();
     let mut writer = SafetensorsWriter::create_file(path, &infos, &SafetensorsWriter::pt_metadata())?;
     for (name, weight) in named {
-        writer.write(&name, &with_values(weight, |values| bytes(values, precision))?)?;
+        with_values(weight, |values| writer.write(&name, &bytes(values, precision)))??;
     }
     Ok(writer.finish()?)
 }
@@ -141,7 +142,7 @@ fn info(name: &str, shape: &[usize], precision: Precision) -> TensorInfo {
     TensorInfo { name: name.to_string(), dtype: Dtype::Weights(block_type), shape: shape.to_vec() }
 }
 
-fn with_values<T>(weight: &Weight, look: impl Fn(&[f32]) -> T) -> Result<T> {
+fn with_values<T>(weight: &Weight, look: impl FnOnce(&[f32]) -> T) -> Result<T> {
     match weight.values() {
         luthier_ops::weight::Values::Dense(values) if values.device().is_cpu() => {
             parameters::view_values(weight, look)
@@ -150,13 +151,17 @@ fn with_values<T>(weight: &Weight, look: impl Fn(&[f32]) -> T) -> Result<T> {
     }
 }
 
-fn bytes(values: &[f32], precision: Precision) -> Vec<u8> {
+#[cfg(target_endian = "big")]
+compile_error!("safetensors is little-endian, and values are written as they lie in memory");
+
+fn bytes(values: &[f32], precision: Precision) -> Cow<'_, [u8]> {
     match precision {
-        Precision::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Precision::F32 => bytemuck::cast_slice(values).into(),
         // Trained weights are bf16 values already; frozen matrices from blocks are rounded here.
         Precision::Bf16 => values
             .iter()
             .flat_map(|value| ((crate::masters::rounded(*value).to_bits() >> 16) as u16).to_le_bytes())
-            .collect(),
+            .collect::<Vec<u8>>()
+            .into(),
     }
 }

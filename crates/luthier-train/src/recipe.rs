@@ -594,3 +594,63 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn recipe(changes: &serde_json::Value) -> Recipe {
+        let mut value = json!({
+            "model": "builtin", "out": "o", "data": {"train": ["a"]}, "objective": "ul2", "sequence_length": 8,
+            "batch_size": 4, "tokens": "1_000",
+            "optimizer": {"name": "adamw", "lr_peak": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0},
+            "schedule": {"name": "cosine", "warmup_steps": 2}, "seed": 1,
+        });
+        for (key, change) in changes.as_object().into_iter().flatten() {
+            value[key] = change.clone();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn tokens_become_whole_steps() {
+        // 1000 tokens at 32 a step: 31.25, so 32 steps, of which the cosine takes all but the warm-up.
+        let recipe = recipe(&json!({})).resolved().unwrap();
+        assert_eq!((recipe.total_steps(), recipe.schedule.decay_steps), (32, Some(30)));
+    }
+
+    #[test]
+    fn counts_are_whole_numbers() {
+        let parse = |text: &str| {
+            serde_json::from_value::<ScheduleRecipe>(json!({"name": "wsd", "warmup_steps": text}))
+        };
+        assert_eq!(parse("1_000").unwrap().warmup_steps, 1000);
+        for bad in ["", "_1", "1__0", "-1", "1.5", "ten", "99999999999999999999"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_resolved_recipe_is_read_back_as_written(
+            seed: u64, lr in 1e-6f64..1.0, decay in 0.0f64..1.0, clip in proptest::option::of(1e-3f64..10.0),
+            parts in 1u64..3, share in 0.01f64..9.0, random_model: bool,
+        ) {
+            let model = if random_model { json!({"config": "c", "tokenizer": "t"}) } else { json!("hf:a/b") };
+            let denoisers = json!([{"kind": "X", "mean_span": 3.5, "density": 0.3, "share": share}]);
+            let mut recipe = recipe(&json!({
+                "seed": seed, "gradient_accumulation": parts, "model": model, "gradient_clip": clip.unwrap_or(1.0),
+                "ul2": {"denoisers": denoisers, "mode_tokens": false},
+            }));
+            (recipe.optimizer.lr_peak, recipe.optimizer.weight_decay, recipe.gradient_clip) = (lr, decay, clip);
+            let resolved = recipe.resolved().unwrap();
+            let text = serde_json::to_string(&resolved).unwrap();
+            let back: Recipe = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(&back, &resolved);
+            prop_assert_eq!(back.clone().resolved().unwrap(), back);
+        }
+    }
+}

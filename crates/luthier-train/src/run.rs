@@ -1,6 +1,6 @@
 //! A run from recipe to finished model: begun, gone on with, or found finished.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use luthier_arch::model::Model;
@@ -88,31 +88,36 @@ pub struct Outcome {
 }
 
 /// Trains as the recipe says, going on from the last checkpoint in `out` where there is one. The folder ends as a
-/// MODEL. Everything in it depends on recipe, texts, models and thread count alone, never on interruptions.
+/// MODEL. Everything in it depends on recipe, texts, models and thread count alone, never on interruptions. An error
+/// before the first step leaves no folder behind.
 pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     let recipe = recipe.clone().resolved()?;
-    let mut folder = RunFolder::open(&recipe.out, env.force)?;
+    refuse_inputs_inside(&recipe)?;
     let texts = SourceTexts::read(&recipe, env.read_text)?;
-    let identity = identity::identity(&recipe, &texts.named(&recipe).0, &texts.named(&recipe).1, env.threads);
-    match folder.identity()? {
-        Some(before) => identity::compare(folder.path(), &before, &identity)?,
-        None => folder.set_identity(&identity)?,
-    }
-    if folder.is_finished() {
-        let state = State::read(&folder.path().join(checkpoint::STATE))?;
-        return Ok(Outcome { was_finished: true, ..outcome(&state) });
-    }
-    let (mut trainer, parts) = prepare(&recipe, &texts, env.open)?;
-    drop(texts);
-    let mut log = resume(&mut folder, &mut trainer, &recipe)?;
+    let (train_texts, validation_texts) = texts.named(&recipe);
+    let identity = identity::identity(&recipe, &train_texts, &validation_texts, env.threads);
+    let mut folder = RunFolder::open(&recipe.out, env.force)?;
+    let begun = begin(&mut folder, &recipe, &identity, texts, env.open);
+    let (mut trainer, mut log, parts) = match begun {
+        Ok(Some(begun)) => begun,
+        Ok(None) => {
+            let state = State::read(&folder.path().join(checkpoint::STATE))?;
+            return Ok(Outcome { was_finished: true, ..outcome(&state) });
+        }
+        Err(error) => {
+            folder.abandon();
+            return Err(error);
+        }
+    };
     announce(&recipe, &trainer, &parts, env.progress);
     if trainer.position().step == 0 {
-        log.initial_validation_loss_nats = trainer.validate()?.map(|validation| validation.loss_nats);
+        log.initial_validation_loss_nats = validate(&trainer)?;
         if let Some(loss_nats) = log.initial_validation_loss_nats {
             env.progress.validated(0, loss_nats);
         }
     }
-    train(&mut folder, &mut trainer, &mut log, &recipe, &parts, env.progress)?;
+    train(&mut folder, &mut trainer, &mut log, &recipe, &parts, env.progress)
+        .map_err(|error| say_what_is_kept(error, &folder))?;
     finish(&folder, &trainer, &log, &recipe, &parts, &identity)
 }
 
@@ -133,13 +138,12 @@ struct SourceTexts {
 
 impl SourceTexts {
     fn read(recipe: &Recipe, read: &dyn Fn(&Path) -> Result<String>) -> Result<SourceTexts> {
-        let all =
-            |paths: &[std::path::PathBuf]| paths.iter().map(|path| read(path)).collect::<Result<Vec<_>>>();
+        let all = |paths: &[PathBuf]| paths.iter().map(|path| read(path)).collect::<Result<Vec<_>>>();
         Ok(SourceTexts { train: all(&recipe.data.train)?, validation: all(&recipe.data.validation)? })
     }
 
     fn named<'a>(&'a self, recipe: &'a Recipe) -> (Vec<NamedText<'a>>, Vec<NamedText<'a>>) {
-        fn named<'a>(paths: &'a [std::path::PathBuf], texts: &'a [String]) -> Vec<NamedText<'a>> {
+        fn named<'a>(paths: &'a [PathBuf], texts: &'a [String]) -> Vec<NamedText<'a>> {
             paths.iter().zip(texts).map(|(path, text)| NamedText { path, text }).collect()
         }
         (named(&recipe.data.train, &self.train), named(&recipe.data.validation, &self.validation))
@@ -211,6 +215,49 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
     Ok((Trainer::new(recipe, student.model, objective, teacher, texts)?, parts))
 }
 
+/// Opens everything and puts it where the folder's run is; none where that is finished.
+fn begin(
+    folder: &mut RunFolder,
+    recipe: &Recipe,
+    identity: &Map<String, Value>,
+    texts: SourceTexts,
+    open: Opener,
+) -> Result<Option<(Trainer, Log, Parts)>> {
+    match folder.identity()? {
+        Some(before) if folder.has_progress()? => identity::compare(folder.path(), &before, identity)?,
+        _ => folder.set_identity(identity)?,
+    }
+    if folder.is_finished() {
+        return Ok(None);
+    }
+    let (mut trainer, parts) = prepare(recipe, &texts, open)?;
+    drop(texts);
+    let log = resume(folder, &mut trainer, recipe)?;
+    Ok(Some((trainer, log, parts)))
+}
+
+/// An `out` that is or holds one of its own inputs would be replaced under the reader.
+fn refuse_inputs_inside(recipe: &Recipe) -> Result<()> {
+    let Ok(out) = recipe.out.canonicalize() else { return Ok(()) };
+    let model: Vec<(&str, PathBuf)> = match &recipe.model {
+        ModelSource::Place(place) => vec![("model", place.into())],
+        ModelSource::Random(random) => {
+            vec![("model.config", random.config.clone()), ("model.tokenizer", (&random.tokenizer).into())]
+        }
+    };
+    let teacher = recipe.teacher.iter().map(|place| ("teacher", PathBuf::from(place)));
+    let texts = recipe.data.train.iter().map(|path| ("data.train", path.clone()));
+    let validation = recipe.data.validation.iter().map(|path| ("data.validation", path.clone()));
+    for (key, path) in model.into_iter().chain(teacher).chain(texts).chain(validation) {
+        if path.canonicalize().is_ok_and(|path| path.starts_with(&out)) {
+            let what =
+                format!("{} lies in out, {}; choose another out", path.display(), recipe.out.display());
+            return Err(Error::recipe(key, what));
+        }
+    }
+    Ok(())
+}
+
 /// Puts the trainer at the folder's last checkpoint and the folder's log with it.
 fn resume(folder: &mut RunFolder, trainer: &mut Trainer, recipe: &Recipe) -> Result<Log> {
     let mut log = Log { entries: Vec::new(), initial_validation_loss_nats: None };
@@ -248,6 +295,23 @@ fn announce(recipe: &Recipe, trainer: &Trainer, parts: &Parts, progress: &mut dy
     });
 }
 
+/// Validation loss; one that is no number ends the run as a training loss would.
+fn validate(trainer: &Trainer) -> Result<Option<f64>> {
+    let Some(validation) = trainer.validate()? else { return Ok(None) };
+    match validation.loss_nats.is_finite() {
+        true => Ok(Some(validation.loss_nats)),
+        false => {
+            let step = trainer.position().step;
+            Err(Error::Diverged {
+                step,
+                what: "validation loss",
+                value: validation.loss_nats,
+                kept: String::new(),
+            })
+        }
+    }
+}
+
 fn train(
     folder: &mut RunFolder,
     trainer: &mut Trainer,
@@ -261,10 +325,10 @@ fn train(
     let mut rate = Rate::start();
     while trainer.position().step < total_steps {
         let tokens_before = trainer.position().train_tokens;
-        let (report, lr) = trainer.step().map_err(|error| say_what_is_kept(error, folder))?;
+        let (report, lr) = trainer.step()?;
         let position = trainer.position();
         let validates = position.step == total_steps || is_due(position.step, recipe.validate_every_steps);
-        let validation = if validates { trainer.validate()? } else { None };
+        let validation_loss_nats = if validates { validate(trainer)? } else { None };
         let entry = Entry {
             step: position.step,
             epoch: trainer.epochs(),
@@ -273,7 +337,7 @@ fn train(
             grad_norm: report.grad_norm,
             train_tokens: position.train_tokens,
             target_tokens: position.target_tokens,
-            validation_loss_nats: validation.map(|validation| validation.loss_nats),
+            validation_loss_nats,
         };
         folder.append_log(&entry)?;
         let tokens_per_s = rate.step(position.train_tokens - tokens_before);
@@ -287,10 +351,13 @@ fn train(
             tokens_per_s,
             eta_s: tokens_left as f64 / tokens_per_s,
         });
-        if let Some(validation) = validation {
-            progress.validated(position.step, validation.loss_nats);
+        if let Some(loss_nats) = validation_loss_nats {
+            progress.validated(position.step, loss_nats);
         }
         log.entries.push(entry);
+        if position.step == total_steps || is_due(position.step, recipe.checkpoint_every_steps) {
+            trainer.check_finite()?;
+        }
         if is_due(position.step, recipe.checkpoint_every_steps) {
             let state = state(trainer, log, recipe);
             let place = folder.place_checkpoint(position.step, |path| {

@@ -26,6 +26,8 @@ pub(crate) struct RunFolder {
     /// Holds the lock: the system drops it with the process, however that ends.
     metrics: File,
     events: Option<File>,
+    /// Whether this call made the folder.
+    is_created: bool,
 }
 
 impl RunFolder {
@@ -39,9 +41,10 @@ impl RunFolder {
             }
             remove(path)?;
         }
+        let is_created = !path.exists();
         fs::create_dir_all(path).map_err(Error::io(path))?;
-        let mut folder =
-            RunFolder { path: path.to_path_buf(), metrics: lock(path, &metrics_path)?, events: None };
+        let metrics = lock(path, &metrics_path)?;
+        let mut folder = RunFolder { path: path.to_path_buf(), metrics, events: None, is_created };
         if force && occupied {
             folder.empty()?;
         }
@@ -53,6 +56,25 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether a run in here has got anywhere: to a checkpoint, or to its end.
+    pub(crate) fn has_progress(&self) -> Result<bool> {
+        Ok(self.is_finished() || !self.checkpoint_steps()?.is_empty())
+    }
+
+    /// Removes what [`RunFolder::open`] and a beginning have made, where the run has got nowhere.
+    pub(crate) fn abandon(self) {
+        if !matches!(self.has_progress(), Ok(false)) {
+            return;
+        }
+        // What cannot be removed is a beginning that the next run takes over.
+        for name in [IDENTITY, METRICS, "runs"] {
+            let _ = remove(&self.path.join(name));
+        }
+        if self.is_created {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+
     /// The identity of the run in here; none in a folder that has just begun.
     pub(crate) fn identity(&self) -> Result<Option<Map<String, Value>>> {
         let path = self.path.join(IDENTITY);
@@ -60,11 +82,10 @@ impl RunFolder {
             return Ok(None);
         }
         let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let damaged =
+            |error| format!("is no JSON object ({error}); the folder is damaged, start over with --force");
         let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|error| Error::Format {
-            path,
-            what: format!("is no JSON object ({error}); the folder is damaged, start over with --force"),
-        })
+        parsed.map(Some).map_err(|error| Error::Format { path, what: damaged(error) })
     }
 
     pub(crate) fn set_identity(&self, identity: &Map<String, Value>) -> Result<()> {

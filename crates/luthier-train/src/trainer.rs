@@ -155,6 +155,20 @@ impl Trainer {
         self.validator.as_ref().map(|validator| validator.loss(self.model.as_ref())).transpose()
     }
 
+    /// An error where a trained weight holds a value that is no number.
+    pub fn check_finite(&self) -> Result<()> {
+        for weight in &self.weights {
+            let sum = parameters::view_values(weight, luthier_kernels::optimizer::sum_of_squares)?;
+            if !sum.is_finite()
+                && parameters::view_values(weight, |values| values.iter().any(|x| !x.is_finite()))?
+            {
+                let (step, kept) = (self.position.step, String::new());
+                return Err(Error::Diverged { step, what: "a weight", value: f64::NAN, kept });
+            }
+        }
+        Ok(())
+    }
+
     /// How far the run has come.
     pub fn position(&self) -> Position {
         self.position

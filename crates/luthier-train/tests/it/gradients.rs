@@ -89,6 +89,24 @@ fn gradients_are_the_slopes_of_the_losses() {
 }
 
 #[test]
+fn a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() {
+    // All weights 0 make all logits 0: each target costs ln 40 = 3.688879, whatever is padded or packed.
+    for (config, objective) in [
+        (llama_config(), "next-token"),
+        (llama_config(), "ul2"),
+        (encoder_decoder_config(), "prefixlm"),
+        (encoder_decoder_config(), "ul2"),
+    ] {
+        let model = model(&config, 3, true);
+        model.weights().iter().for_each(|w| parameters::edit_values(w, |values| values.fill(0.0)).unwrap());
+        let batch =
+            Batch::stack(&rows(model.as_ref(), &Bench::new().recipe("run", json!({"objective": objective}))));
+        let loss = loss(model.as_ref(), &batch, batch.target_tokens() as f32);
+        assert!((loss - 3.688_879).abs() < 1e-5, "{objective}: {loss}");
+    }
+}
+
+#[test]
 fn micro_batches_add_up_to_the_full_batch() {
     for (config, objective) in [(llama_config(), "next-token"), (encoder_decoder_config(), "ul2")] {
         let model = model(&config, 3, true);

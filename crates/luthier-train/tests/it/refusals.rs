@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use luthier_train::{Error, Recipe};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ fn refused(changes: Value, wanted: &str) {
     let bench = Bench::new();
     let error = run(&bench.recipe("run", changes), &llama_config()).unwrap_err().to_string();
     assert!(error.contains(wanted), "{error}");
-    assert!(!bench.path("run/lineage.json").exists());
+    assert!(!bench.path("run").exists());
 }
 
 #[test]
@@ -121,6 +122,34 @@ fn a_folder_of_another_run_or_of_something_else() {
 }
 
 #[test]
+fn an_out_that_holds_its_own_inputs() {
+    let bench = Bench::new();
+    run(&bench.recipe("run", json!({})), &llama_config()).unwrap();
+    let before = files(&bench.path("run"));
+    for changes in [json!({"model": bench.path("run")}), json!({"teacher": bench.path("run/checkpoint-3")})] {
+        let recipe = bench.recipe("run", changes);
+        let error = run_with(&recipe, &llama_config(), &mut StopAfter(0), true).unwrap_err().to_string();
+        assert!(error.contains("lies in out"), "{error}");
+    }
+    assert!(files(&bench.path("run")) == before);
+}
+
+#[test]
+fn a_beginning_without_a_checkpoint_gives_way_to_another_recipe() {
+    let bench = Bench::new();
+    let stop = |changes| {
+        let recipe = bench.recipe("run", changes);
+        catch_unwind(AssertUnwindSafe(|| run_with(&recipe, &llama_config(), &mut StopAfter(2), false)))
+            .unwrap_err()
+    };
+    stop(json!({}));
+    stop(json!({"seed": 2}));
+    run(&bench.recipe("run", json!({"seed": 3})), &llama_config()).unwrap();
+    run(&bench.recipe("whole", json!({"seed": 3})), &llama_config()).unwrap();
+    assert!(files(&bench.path("run")) == files(&bench.path("whole")));
+}
+
+#[test]
 fn how_often_checkpoints_are_written_may_change() {
     let bench = Bench::new();
     run(&bench.recipe("run", json!({})), &llama_config()).unwrap();
@@ -167,4 +196,14 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint() {
         assert!(bench.path("run/checkpoint-1/model.safetensors").exists());
         assert!(!bench.path("run/lineage.json").exists());
     }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_never_saved() {
+    let bench = Bench::new();
+    let changes = json!({"optimizer": {"name": "adamw", "lr_peak": 1e300, "betas": [0.9, 0.95], "weight_decay": 0.1},
+                         "schedule": {"name": "constant"}, "checkpoint_every_steps": 1});
+    let error = run(&bench.recipe("run", changes), &llama_config()).unwrap_err().to_string();
+    assert!(error.contains("step 1: a weight is NaN") && error.contains("no checkpoint"), "{error}");
+    assert!(!bench.path("run/checkpoint-1").exists() && !bench.path("run/model.safetensors").exists());
 }
