@@ -1,9 +1,9 @@
 //! Compares our reading of GGUF tokenizers with llama.cpp's test vectors.
 //!
-//! `cargo run --release -p luthier-text --example compare_vocabs -- FOLDER [OUT]`: for every `x.gguf` of the
+//! `cargo run --release -p luthier-text --example compare_vocabs -- FOLDER [OUT [TEXTS]]`: for every `x.gguf` of the
 //! folder with `x.gguf.inp` (texts) and `x.gguf.out` (ids, a line for each text) beside it, as llama.cpp's
 //! `models/` folder has them, encodes the texts and counts the differences. With OUT, writes each tokenizer as
-//! a Hugging Face folder there.
+//! a Hugging Face folder there; with TEXTS, a file with a JSON string a line, their ids beside it in ids.txt.
 
 #![allow(clippy::print_stdout)]
 
@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().ok_or("give a folder with GGUF files")?;
     let out = arguments.next();
+    let texts = arguments.next().map(std::fs::read_to_string).transpose()?;
     let mut paths: Vec<_> =
         std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
@@ -31,8 +32,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Ok(verdict) => println!("{name}: {verdict}; {} ms", begun.elapsed().as_millis()),
             Err(error) => println!("{name}: {error}"),
         }
-        if let (Some(out), Ok(files)) = (&out, gguf.to_files()) {
-            write(&Path::new(out).join(name.trim_end_matches(".gguf")), &files)?;
+        let Some(out) = &out else { continue };
+        let out = Path::new(out).join(name.trim_end_matches(".gguf"));
+        write(&out, &gguf.to_files()?)?;
+        if let Some(texts) = &texts {
+            let tokenizer = gguf.to_tokenizer()?;
+            let mut lines = String::new();
+            for text in texts.lines() {
+                let text: String = serde_json::from_str(text)?;
+                let ids: Vec<String> = tokenizer.encode_prompt(&text)?.iter().map(u32::to_string).collect();
+                lines.push_str(&ids.join(" "));
+                lines.push('\n');
+            }
+            std::fs::write(out.join("ids.txt"), lines)?;
         }
     }
     Ok(())

@@ -80,7 +80,6 @@ fn parts<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
 
 fn byte_level_bpe(json: &Value) -> Result<GgufTokenizer> {
     let normalizers = parts(&json["normalizer"], "normalizers");
-    // llama.cpp does not normalise; NFC, which Qwen's tokenizers ask for, goes along in hf_json.
     if let Some(other) = normalizers.iter().find(|step| step["type"] != "NFC") {
         return Err(unsayable("normalizer", other));
     }
@@ -105,7 +104,7 @@ fn byte_level_bpe(json: &Value) -> Result<GgufTokenizer> {
     // Falcon's own file cuts numbers once more before its last step, which changes nothing.
     patterns.dedup();
     let ignores_merges = json["model"]["ignore_merges"] == true;
-    let rule = PreTokenizer::of_patterns(&patterns, ignores_merges);
+    let rule = PreTokenizer::of_patterns(&patterns, ignores_merges, !normalizers.is_empty());
     let rule = rule.ok_or_else(|| unsayable("pre_tokenizer", &json["pre_tokenizer"]))?;
     Ok(GgufTokenizer {
         model: "gpt2".to_owned(),

@@ -8,6 +8,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
@@ -140,6 +141,11 @@ fn byte_level_bpe(gguf: &GgufTokenizer) -> Result<Tokenizer> {
     let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(rule.ignores_merges).build();
     let model = model.map_err(|error| TextError::broken("tokenizer.ggml.merges", error))?;
     let mut pipeline = Tokenizer::new(ModelWrapper::BPE(model));
+    if rule.nfc {
+        pipeline
+            .with_normalizer(Some(NFC))
+            .map_err(|error| TextError::broken("tokenizer.ggml.pre", error))?;
+    }
     pipeline.with_pre_tokenizer(Some(rule.to_step()?));
     pipeline.with_decoder(Some(DecoderWrapper::ByteLevel(ByteLevel::new(true, true, true))));
     Ok(pipeline)

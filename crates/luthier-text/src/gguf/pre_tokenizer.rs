@@ -25,6 +25,8 @@ pub struct PreTokenizer {
     pub ignores_merges: bool,
     /// Whether a start token is added where the file does not say.
     pub adds_bos: bool,
+    /// Whether the models with this rule normalise to NFC: llama.cpp does not, transformers does.
+    pub nfc: bool,
 }
 
 /// GPT-2's pattern, which `ByteLevel` has built in.
@@ -42,7 +44,7 @@ const HANGUL_AND_HAN: &str = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7F
 const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}]+";
 
 const PLAIN: PreTokenizer =
-    PreTokenizer { names: &[], patterns: &[], ignores_merges: false, adds_bos: false };
+    PreTokenizer { names: &[], patterns: &[], ignores_merges: false, adds_bos: false, nfc: false };
 
 /// Every rule that is known, in the order in which a tokenizer.json is compared with them.
 pub const PRE_TOKENIZERS: &[PreTokenizer] = &[
@@ -85,9 +87,9 @@ pub const PRE_TOKENIZERS: &[PreTokenizer] = &[
         patterns: &[DIGIT, GPT2],
         ..PLAIN
     },
+    PreTokenizer { names: &["qwen2"], patterns: &[QWEN2], nfc: true, ..PLAIN },
     PreTokenizer {
         names: &[
-            "qwen2",
             "stablelm2",
             "deepseek-r1-qwen",
             "kormo",
@@ -116,6 +118,7 @@ pub const PRE_TOKENIZERS: &[PreTokenizer] = &[
         patterns: &[LLAMA3],
         ignores_merges: true,
         adds_bos: true,
+        ..PLAIN
     },
     PreTokenizer { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], patterns: &[LLAMA3], ..PLAIN },
     PreTokenizer { names: &["glm4", "glm5"], patterns: &[LLAMA3], ignores_merges: true, ..PLAIN },
@@ -124,7 +127,7 @@ pub const PRE_TOKENIZERS: &[PreTokenizer] = &[
         patterns: &[GPT4O],
         ..PLAIN
     },
-    PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignores_merges: true, adds_bos: true },
+    PreTokenizer { names: &["tekken"], patterns: &[TEKKEN], ignores_merges: true, adds_bos: true, ..PLAIN },
     PreTokenizer {
         names: &["deepseek-v3", "hunyuan-dense", "hy_v4", "joyai-llm"],
         patterns: &[r"\p{N}{1,3}", CJK, DEEPSEEK3],
@@ -230,11 +233,15 @@ impl PreTokenizer {
         })
     }
 
-    /// The rule with these patterns, one that agrees in ignoring merges if there is one. Patterns are compared
-    /// as [`canonical`] writes them.
-    pub(crate) fn of_patterns(patterns: &[String], ignores_merges: bool) -> Option<&'static PreTokenizer> {
-        let rules = || PRE_TOKENIZERS.iter().filter(|rule| rule.patterns.iter().eq(patterns.iter()));
-        rules().find(|rule| rule.ignores_merges == ignores_merges).or_else(|| rules().next())
+    /// The rule with these patterns, preferably one that agrees in NFC and in ignoring merges. Patterns are
+    /// compared as [`canonical`] writes them.
+    pub(crate) fn of_patterns(
+        patterns: &[String],
+        ignores_merges: bool,
+        nfc: bool,
+    ) -> Option<&'static PreTokenizer> {
+        let rules = PRE_TOKENIZERS.iter().filter(|rule| rule.patterns.iter().eq(patterns.iter()));
+        rules.min_by_key(|rule| (rule.ignores_merges != ignores_merges, rule.nfc != nfc))
     }
 
     /// The rule as a pipeline step, in the form that models' own tokenizer.json files have.
