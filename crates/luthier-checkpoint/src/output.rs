@@ -1,8 +1,9 @@
 //! Outputs that exist whole or not at all: written beside their place, synced, then renamed into it.
 //!
-//! While it is written an output lies at `.NAME.partial-PID-N` beside its place, locked (`flock`) by its writer. A process
-//! that dies leaves such a remnant without a lock; the next output to the same place removes it. Where `--force` replaces
-//! a folder, old and new are exchanged by one system call, so that a kill at any moment leaves one of the two in place.
+//! While it is written an output lies at `.NAME.luthier-partial-PID-N` beside its place, locked (`flock`) by its writer.
+//! A process that dies leaves such a remnant without a lock; the next output to the same place removes it. Where
+//! `--force` replaces a folder, old and new are exchanged by one system call, so that a kill at any moment leaves one of
+//! the two in place.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -99,7 +100,8 @@ impl Output {
         };
         loop {
             let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
-            let temporary = parent.join(marked(&name, &format!("partial-{}-{number}", std::process::id())));
+            let temporary =
+                parent.join(marked(&name, &format!("luthier-partial-{}-{number}", std::process::id())));
             let created = if is_folder {
                 fs::create_dir(&temporary).and_then(|()| File::open(&temporary))
             } else {
@@ -129,6 +131,12 @@ impl Output {
                 "appeared while the output was written; pass --force to replace it",
             )),
             Err(problem) if is_unsupported(&problem) => {
+                if fs::symlink_metadata(&self.target).is_ok() {
+                    return Err(Error::format(
+                        &self.target,
+                        "appeared while the output was written; pass --force",
+                    ));
+                }
                 fs::rename(&self.temporary, &self.target).map_err(|source| Error::io(&self.target, source))
             }
             Err(source) => Err(Error::io(&self.target, source)),
@@ -150,7 +158,7 @@ impl Output {
             }
             Err(problem) if is_unsupported(&problem) => {
                 let name = self.target.file_name().expect("checked at the beginning");
-                let previous = self.target.with_file_name(marked(name, "previous"));
+                let previous = self.target.with_file_name(marked(name, "luthier-previous"));
                 let moved = fs::rename(&self.target, &previous)
                     .and_then(|()| fs::rename(&self.temporary, &self.target))
                     .map_err(|source| Error::io(&self.target, source));
@@ -271,7 +279,7 @@ fn refuse_existing(target: &Path, existing: &fs::Metadata, is_folder: bool, forc
 /// Brings back an old state that a dying process had moved aside, and removes what dead processes left half-written.
 fn restore_and_clean(parent: &Path, name: &OsStr) -> Result<()> {
     let target = parent.join(name);
-    let previous = parent.join(marked(name, "previous"));
+    let previous = parent.join(marked(name, "luthier-previous"));
     if fs::symlink_metadata(&previous).is_ok() {
         if fs::symlink_metadata(&target).is_ok() {
             remove(&previous).map_err(|source| Error::io(&previous, source))?;
@@ -280,7 +288,7 @@ fn restore_and_clean(parent: &Path, name: &OsStr) -> Result<()> {
         }
     }
     let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
-    let prefix = marked(name, "partial-");
+    let prefix = marked(name, "luthier-partial-");
     for entry in entries.flatten() {
         if !entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
             continue;

@@ -106,10 +106,10 @@ fn inputs_are_safe_from_outputs() {
 fn remnants_of_dead_processes_go_and_those_of_living_ones_stay() {
     let place = tempfile::tempdir().unwrap();
     let target = place.path().join("out");
-    let remnant = place.path().join(".out.partial-999999-0");
+    let remnant = place.path().join(".out.luthier-partial-999999-0");
     fs::create_dir(&remnant).unwrap();
     fs::write(remnant.join("model.safetensors"), "half").unwrap();
-    let foreign = place.path().join(".out2.partial-999999-0");
+    let foreign = place.path().join(".out2.luthier-partial-999999-0");
     fs::create_dir(&foreign).unwrap();
     let alive = Output::folder(&target, false, &[]).unwrap();
     assert!(!remnant.exists() && foreign.exists());
@@ -123,7 +123,7 @@ fn remnants_of_dead_processes_go_and_those_of_living_ones_stay() {
 fn an_old_state_that_was_moved_aside_comes_back() {
     let place = tempfile::tempdir().unwrap();
     let target = place.path().join("out");
-    let previous = place.path().join(".out.previous");
+    let previous = place.path().join(".out.luthier-previous");
     fs::create_dir(&previous).unwrap();
     fs::write(previous.join("old"), "old").unwrap();
     drop(Output::folder(&target, true, &[]).unwrap());
@@ -161,7 +161,7 @@ fn a_child_that_replaces_its_output_until_it_is_killed() {
 #[test]
 fn a_kill_at_any_moment_leaves_the_old_state_or_the_new_one() {
     let place = tempfile::tempdir().unwrap();
-    for n_lines in 3..23 {
+    for n_lines in 3..15 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture", "output::a_child_that_replaces_its_output_until_it_is_killed"])
             .env(CHILD_PLACE, place.path())
