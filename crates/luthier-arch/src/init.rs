@@ -9,10 +9,7 @@ use crate::blocks::stack::StackShape;
 use crate::model::Model;
 use crate::table::{self, ModelShape};
 use crate::weights::WeightSet;
-use crate::{Error, Result};
-
-/// More than this cannot be meant: 64 GiB of f32.
-const MAX_PARAMETERS: usize = 1 << 34;
+use crate::{Result, memory};
 
 /// A model of this config with random weights: matrices normal with deviation `initializer_range`, biases 0, norms
 /// neutral, the padding token's embedding 0. Depends on `seed` and each tensor's name only.
@@ -24,13 +21,7 @@ pub fn init(
 ) -> Result<Box<dyn Model>> {
     let shape = table::shape(config)?;
     let layout = shape.layout();
-    if layout.parameters() > MAX_PARAMETERS {
-        let what = format!(
-            "the config's sizes make {} parameters, more than can be started here",
-            layout.parameters()
-        );
-        return Err(Error::Use(what));
-    }
+    memory::check_parameters(layout.parameters())?;
     let mut weights = Vec::with_capacity(layout.tensors.len());
     for spec in &layout.tensors {
         let values = fresh_values(spec, &shape, seed);

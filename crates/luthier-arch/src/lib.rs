@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod init;
 pub mod llama;
 pub mod load;
+mod memory;
 pub mod mistral;
 pub mod model;
 pub mod qwen2;

@@ -12,7 +12,7 @@ use luthier_ops::{StoredMatrix, Weight};
 
 use crate::model::Model;
 use crate::weights::WeightSet;
-use crate::{Error, Result, finite, table};
+use crate::{Error, Result, finite, memory, table};
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -29,6 +29,9 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
     check_ties(&layout, checkpoint, &stored)?;
+    if options.trainable && options.device.is_cpu() {
+        memory::check_parameters(layout.parameters())?;
+    }
     let mut pieces = Vec::with_capacity(layout.tensors.len());
     for spec in &layout.tensors {
         let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);

@@ -130,7 +130,10 @@ fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
         let (name, transform) = names.get(&info.name).cloned().unwrap_or(kept);
         let dtype = transform.undone_dtype(info.dtype);
         infos.push(TensorInfo { name: name.clone(), dtype, shape: info.shape.clone() });
-        origins.insert(name, (info.clone(), transform));
+        if let Some((other, _)) = origins.insert(name, (info.clone(), transform)) {
+            let what = format!("stands for the same weight as {}", other.name);
+            return Err(Error::tensor(&info.name, what));
+        }
     }
     Ok(Renamed { gguf, infos, origins })
 }
@@ -283,6 +286,12 @@ impl<'a> Metadata<'a> {
         let theta = self.number("rope.freq_base").unwrap_or(10_000.0);
         if let Some(info) = self.info(ROPE_FACTORS) {
             let factors = to_f32(ROPE_FACTORS, info.dtype, &self.gguf.read(ROPE_FACTORS)?)?;
+            let heads = self.uniform("attention.head_count")?;
+            let pairs = self.head_dim(&heads)? / 2;
+            if factors.len() as u64 != pairs {
+                let what = format!("expected {pairs} factors, half a head, found {}", factors.len());
+                return Err(Error::tensor(ROPE_FACTORS, what));
+            }
             return rope_parameters(&factors, theta);
         }
         let factor = self.number("rope.scaling.factor").or_else(|| self.number("rope.scale_linear"));

@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 use luthier_arch::{LoadOptions, layout, load};
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::source::{Named, checkpoint, golden_config, golden_tensors};
@@ -267,5 +268,62 @@ fn weights_that_are_not_finite_are_named() {
             "tensor {name}: value {at} is NaN or infinite; the file is damaged or its training went wrong"
         );
         assert_eq!(load_error(&config, &tensors), wanted);
+    }
+}
+
+#[test]
+fn models_larger_than_the_machine_are_refused() {
+    let mut config = golden_config("llama");
+    config["hidden_size"] = json!(1 << 20);
+    config["intermediate_size"] = json!(1 << 22);
+    config["num_hidden_layers"] = json!(4096);
+    let error = luthier_arch::init(&config, 1, false, &Device::Cpu).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("but this machine has"), "{error}");
+}
+
+/// Any JSON value, mostly small ones.
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(|flag| json!(flag)),
+        any::<i64>().prop_map(|number| json!(number)),
+        (-3i64..70).prop_map(|number| json!(number)),
+        any::<f64>().prop_map(|number| json!(number)),
+        "[a-z_]{0,8}".prop_map(|text| json!(text)),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!([1, "full_attention", {}])),
+        Just(json!({"rope_type": "yarn", "factor": 1e-300, "original_max_position_embeddings": 1})),
+        Just(
+            json!({"rope_type": "llama3", "factor": 1e300, "low_freq_factor": 1e-300, "high_freq_factor": 1e300})
+        ),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_config_makes_the_reader_panic(
+        name in prop::sample::select(vec!["llama", "mistral", "qwen2", "qwen3", "gemma2", "t5gemma", "encoder-decoder"]),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 1..4),
+    ) {
+        let mut config = golden_config(name);
+        for (at, value) in changes {
+            let len = config.len();
+            let (_, slot) = config.iter_mut().nth(at.index(len)).unwrap();
+            match slot {
+                Value::Object(nested) if !nested.is_empty() => {
+                    let at = at.index(nested.len());
+                    *nested.iter_mut().nth(at).unwrap().1 = value;
+                }
+                slot => *slot = value,
+            }
+        }
+        if let Ok(layout) = layout(&config) {
+            prop_assert!(layout.parameters() > 0);
+            let _ = luthier_arch::unknown_keys(&config).unwrap();
+            let _ = luthier_arch::gguf::plan(&config);
+        }
     }
 }
