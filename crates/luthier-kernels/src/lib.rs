@@ -21,6 +21,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod pool;
 pub mod process;
+mod quant_dot;
 pub mod rope;
 pub mod rows;
 mod simd;

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use crate::blocks::{BlockType, dequantize};
 use crate::pool::{self, Shared};
 use crate::simd::{dispatch, dot};
-use crate::widen;
+use crate::{quant_dot, widen};
 
 /// A matrix inside a slice: value (row, col) stands at `row * row_stride + col * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +203,14 @@ pub fn matmul_stored(
     assert_eq!(bytes.len(), n * row_bytes, "bytes of {n} rows");
     assert_eq!((x.len(), y.len()), (m * k, m * n), "x of {m}x{k}, y of {m}x{n}");
     let y = Shared::new(y);
+    if m <= FEW_ROWS && quant_dot::covers(block_type) {
+        let step = columns_a_task(k * m, n);
+        return pool::run(n.div_ceil(step), &|task| {
+            let start = task * step;
+            let part = Part { m, k, n, start, len: step.min(n - start) };
+            dot_quantised(part, x, block_type, bytes, &y);
+        });
+    }
     let tile = if m <= FEW_ROWS { 1 } else { TILE };
     let step = columns_a_task(k * m, n).next_multiple_of(tile);
     pool::run(n.div_ceil(step), &|task| {
@@ -227,6 +235,29 @@ pub fn matmul_stored(
             }
         });
     });
+}
+
+dispatch! {
+    fn dot_quantised(part: Part, x: &[f32], block_type: BlockType, bytes: &[u8], y: &Shared<f32>) = dot_quantised_body
+}
+
+#[inline(always)]
+fn dot_quantised_body<const FMA: bool>(
+    part: Part,
+    x: &[f32],
+    block_type: BlockType,
+    bytes: &[u8],
+    y: &Shared<f32>,
+) {
+    let row_bytes = part.k / block_type.block_len() * block_type.block_bytes();
+    for col in part.start..part.start + part.len {
+        let weights = &bytes[col * row_bytes..][..row_bytes];
+        for row in 0..part.m {
+            let value = quant_dot::dot_row::<FMA>(block_type, &x[row * part.k..][..part.k], weights);
+            // SAFETY: tasks own disjoint columns.
+            unsafe { y.slice(row * part.n + col, 1)[0] = value };
+        }
+    }
 }
 
 /// dx = dy W; dy: [m, n], W: `n` rows of `k` values stored as `block_type`, dx: [m, k], overwritten.
@@ -339,6 +370,28 @@ mod tests {
             matmul_stored_transposed(&dy, m, n, block_type, &bytes, k, &mut dx);
             let expected = plain(m, n, k, View::rows(&dy, n), View::rows(&widened, k), &[], Write::Overwrite);
             prop_assert!(near(&dx, &expected));
+        }
+
+        #[test]
+        fn quantised_rows_multiply_like_their_widened_values(
+            m in 1usize..9, blocks in 1usize..6, n in 1usize..90, kind in 0usize..4, seed in 0usize..1000,
+        ) {
+            let block_type = [BlockType::Q4_0, BlockType::Q4_1, BlockType::Q8_0, BlockType::Q5_1][kind];
+            let k = blocks * 32;
+            let mut bytes: Vec<u8> =
+                (0..n * blocks * block_type.block_bytes()).map(|i| ((i * 2_654_435_761 + seed * 97) >> 7) as u8).collect();
+            for block in bytes.chunks_exact_mut(block_type.block_bytes()) {
+                // Scales and minima of order one.
+                block[1] = 0x2c | (block[1] & 0x83);
+                block[3] = if kind == 1 || kind == 3 { 0x2c | (block[3] & 0x83) } else { block[3] };
+            }
+            let mut widened = vec![0.0; n * k];
+            widen_rows(block_type, &bytes, &mut widened);
+            let x = values(m * k, 5);
+            let mut y = vec![f32::NAN; m * n];
+            matmul_stored(&x, m, k, block_type, &bytes, n, &mut y);
+            let expected = plain(m, k, n, View::rows(&x, k), View::rows(&widened, k).transposed(), &[], Write::Overwrite);
+            prop_assert!(near(&y, &expected));
         }
     }
 }

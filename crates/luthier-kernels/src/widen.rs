@@ -44,7 +44,7 @@ fn bf16_body<const FMA: bool>(source: &[u8], target: &mut [f32]) {
 /// Without branches, so that loops over it become vector code. Exponents are moved by a product with 2^112, which
 /// also normalises subnormal values; infinities and NaN get their exponent filled.
 #[inline(always)]
-fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let moved = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
     let moved = if magnitude >= 0x0f80_0000 { magnitude | 0x7f80_0000 } else { moved };
