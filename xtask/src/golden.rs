@@ -1,6 +1,6 @@
 //! `cargo xtask golden`: makes the golden files again with tools/golden and the pinned Python environment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -17,9 +17,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     scripts.sort();
     for wanted in arguments {
-        let known = || scripts.iter().map(|path| stem(path)).collect::<Vec<_>>().join(", ");
+        let known = || scripts.iter().map(|path: &PathBuf| stem(path)).collect::<Vec<_>>().join(", ");
         ensure!(
-            scripts.iter().any(|path| stem(path) == *wanted),
+            scripts.iter().any(|path: &PathBuf| stem(path) == *wanted),
             "no golden script {wanted}; there are {}",
             known()
         );
@@ -32,6 +32,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn stem(path: &PathBuf) -> String {
+fn stem(path: &Path) -> String {
     path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
 }

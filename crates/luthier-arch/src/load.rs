@@ -43,6 +43,13 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
 }
 
+/// The layout of a checkpoint whose tensors are those that its config describes, by their headers alone.
+pub fn check_headers(checkpoint: &Checkpoint) -> Result<Layout> {
+    let layout = table::layout(&checkpoint.config)?;
+    check_tensors(&layout, checkpoint)?;
+    Ok(layout)
+}
+
 /// Compares the layout with the headers; the tensors' block types by name.
 fn check_tensors<'a>(layout: &'a Layout, checkpoint: &Checkpoint) -> Result<HashMap<&'a str, BlockType>> {
     let infos: HashMap<&str, &TensorInfo> =

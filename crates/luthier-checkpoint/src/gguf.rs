@@ -5,10 +5,12 @@
 
 mod cursor;
 mod read;
+mod side_files;
 mod value;
 mod write;
 
 pub use read::{Gguf, Header};
+pub use side_files::{side_file_metadata, side_files};
 pub use value::{GgufArray, GgufValue};
 pub use write::GgufWriter;
 

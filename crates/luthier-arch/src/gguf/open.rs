@@ -36,7 +36,7 @@ pub fn open_gguf(path: &Path) -> Result<Checkpoint> {
     if let Some(config) = &stored
         && let ModelShape::EncoderDecoder(_) = table::shape(config)?
     {
-        return Ok(checkpoint(path, config.clone(), gguf));
+        return checkpoint(path, config.clone(), Arc::clone(&gguf) as Arc<dyn TensorSource>, &gguf);
     }
     let derived = derive_config(&gguf)?;
     // The stored config says more, unless another program changed the model since.
@@ -45,11 +45,17 @@ pub fn open_gguf(path: &Path) -> Result<Checkpoint> {
         _ => derived,
     };
     let source = renamed(&config, Arc::clone(&gguf))?;
-    Ok(checkpoint(path, config, Arc::new(source)))
+    checkpoint(path, config, Arc::new(source), &gguf)
 }
 
-fn checkpoint(path: &Path, config: Map<String, Value>, tensors: Arc<dyn TensorSource>) -> Checkpoint {
-    Checkpoint { place: path.to_path_buf(), config, tensors, side_files: Vec::new() }
+fn checkpoint(
+    path: &Path,
+    config: Map<String, Value>,
+    tensors: Arc<dyn TensorSource>,
+    gguf: &Gguf,
+) -> Result<Checkpoint> {
+    let side_files = luthier_checkpoint::gguf::side_files(gguf)?;
+    Ok(Checkpoint { place: path.to_path_buf(), config, tensors, side_files })
 }
 
 fn stored_config(gguf: &Gguf) -> Result<Option<Map<String, Value>>> {

@@ -1,0 +1,61 @@
+//! Whether the files of a model fit together, and those of two models, from headers and side files alone.
+
+use std::collections::BTreeMap;
+
+use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::layout::{Layout, Part, StackKind};
+use luthier_text::{TextError, Tokenizer};
+
+use crate::{Error, Input, Result};
+
+/// The layout of a model whose tensors are those that its config describes and whose tokenizer has an embedding row for
+/// every token.
+pub(crate) fn checked_layout(checkpoint: &Checkpoint) -> Result<Layout> {
+    let layout = luthier_arch::check_headers(checkpoint)?;
+    if let Some(tokenizer) = tokenizer(checkpoint)? {
+        tokenizer.check_fits(vocab_size(&layout))?;
+    }
+    Ok(layout)
+}
+
+/// Rows of the embedding of the stack that predicts tokens.
+pub(crate) fn vocab_size(layout: &Layout) -> usize {
+    let embeddings = layout.tensors.iter().filter(|spec| spec.role.part == Part::Embedding);
+    let decoder = embeddings.filter(|spec| spec.role.stack == StackKind::Decoder);
+    decoder.map(|spec| spec.shape[0]).next().unwrap_or(0)
+}
+
+/// The tokenizer among the side files; none where there is none.
+pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    let files: BTreeMap<String, Vec<u8>> =
+        checkpoint.side_files.iter().map(|file| (file.name.clone(), file.bytes.clone())).collect();
+    match Tokenizer::from_files(&files) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(TextError::MissingTokenizer { .. }) => Ok(None),
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+/// Refuses an encoder and a decoder that read different tokens.
+pub(crate) fn same_vocabulary(encoder: (&Input, &Layout), decoder: (&Input, &Layout)) -> Result<()> {
+    let refused = |what: &str, encoder_value: String, decoder_value: String| Error::Parents {
+        what: what.to_string(),
+        encoder: format!("{encoder_value} ({})", encoder.0.label),
+        decoder: format!("{decoder_value} ({})", decoder.0.label),
+    };
+    let (rows_a, rows_b) = (vocab_size(encoder.1), vocab_size(decoder.1));
+    if rows_a != rows_b {
+        return Err(refused("vocabulary size", rows_a.to_string(), rows_b.to_string()));
+    }
+    let (Some(a), Some(b)) = (tokenizer(&encoder.0.checkpoint)?, tokenizer(&decoder.0.checkpoint)?) else {
+        return Ok(());
+    };
+    for id in 0..a.vocab_size().max(b.vocab_size()) as u32 {
+        if a.token(id) != b.token(id) {
+            let spelled =
+                |token: Option<String>| token.map_or("none".to_string(), |token| format!("{token:?}"));
+            return Err(refused(&format!("token {id}"), spelled(a.token(id)), spelled(b.token(id))));
+        }
+    }
+    Ok(())
+}

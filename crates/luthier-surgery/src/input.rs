@@ -1,0 +1,32 @@
+//! A model that a verb reads, and how the output's record names it.
+
+use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::lineage;
+
+use crate::Result;
+
+/// A model that a verb reads.
+#[derive(Clone)]
+pub struct Input {
+    /// The place as the user gave it; messages and records use it.
+    pub label: String,
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// Its files' hashes where they are known already (the built-in model's); none: those of the checkpoint's place.
+    pub record: Option<lineage::Parent>,
+}
+
+impl Input {
+    /// A model that lies where its checkpoint says.
+    pub fn new(label: &str, checkpoint: Checkpoint) -> Input {
+        Input { label: label.to_string(), checkpoint, record: None }
+    }
+
+    /// Its files' hashes.
+    pub(crate) fn record(&self) -> Result<lineage::Parent> {
+        match &self.record {
+            Some(record) => Ok(record.clone()),
+            None => Ok(lineage::Parent::of_place(&self.label, &self.checkpoint.place)?),
+        }
+    }
+}

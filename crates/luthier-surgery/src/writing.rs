@@ -1,0 +1,181 @@
+//! Writes what a verb made: tensors one at a time, every one accounted for, checked, then lineage, then the name.
+
+use std::path::Path;
+
+use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
+use luthier_checkpoint::ledger::InputId;
+use luthier_checkpoint::safetensors::SafetensorsWriter;
+use luthier_checkpoint::{
+    Checkpoint, Ledger, LedgerSummary, Lineage, Output, TensorInfo, TensorSink, TensorSource, json, lineage,
+};
+use serde_json::{Map, Value};
+
+use crate::view::find;
+use crate::{Input, Result};
+
+/// Data of one safetensors file at most; larger models are written in shards.
+const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
+/// Where one tensor of the output comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From a tensor of the input of this number: copied, or cast where the types differ.
+    From {
+        /// Which input.
+        input: usize,
+        /// Its tensor.
+        name: String,
+    },
+    /// From the values of an input's tensor; how, in few words.
+    Changed {
+        /// Which input.
+        input: usize,
+        /// Its tensor.
+        name: String,
+        /// How.
+        how: String,
+    },
+    /// From no input; how, in few words.
+    Made(String),
+}
+
+impl Origin {
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Origin::From { name, .. } => name.clone(),
+            Origin::Changed { name, how, .. } => format!("{name}, {how}"),
+            Origin::Made(how) => how.clone(),
+        }
+    }
+}
+
+/// What a verb did.
+pub(crate) struct Job<'j> {
+    /// The verb's name.
+    pub(crate) verb: &'static str,
+    /// All its options.
+    pub(crate) recipe: Value,
+    /// Where random numbers came from.
+    pub(crate) seed: Option<u64>,
+    /// What it read.
+    pub(crate) inputs: Vec<&'j Input>,
+    /// Where each tensor of the output comes from, in the output's order.
+    pub(crate) origins: Vec<Origin>,
+    /// Input, tensor and reason of what is left out.
+    pub(crate) dropped: Vec<(usize, String, String)>,
+}
+
+/// Writes `model` as a folder at `out`. `check` sees the finished folder before it gets its name, and measures.
+/// Nothing is left behind where anything fails.
+pub(crate) fn write_folder(
+    model: &Checkpoint,
+    out: &Path,
+    force: bool,
+    job: Job,
+    check: impl FnOnce(&Checkpoint) -> Result<Map<String, Value>>,
+) -> Result<LedgerSummary> {
+    let output = Output::folder(out, force, &places(&job))?;
+    let infos = model.tensors.infos();
+    let metadata = SafetensorsWriter::pt_metadata();
+    let mut writer = SafetensorsWriter::create(output.path(), infos, &metadata, Some(MAX_SHARD_BYTES))?;
+    let mut account = Account::new(&job)?;
+    for (info, origin) in infos.iter().zip(&job.origins) {
+        let bytes = model.tensors.read(&info.name)?;
+        account.note(info, origin, &bytes)?;
+        writer.write(&info.name, &bytes)?;
+    }
+    writer.finish()?;
+    drop(writer);
+    output.write("config.json", json::to_text(&model.config).as_bytes())?;
+    for file in &model.side_files {
+        output.write(&file.name, &file.bytes)?;
+    }
+    let summary = account.finish(infos)?;
+    let measurements = check(&Checkpoint::open_folder(output.path())?)?;
+    let lineage = Lineage { measurements, ..record(&job, summary.clone())? };
+    output.write(lineage::LINEAGE_NAME, lineage.to_text().as_bytes())?;
+    output.commit()?;
+    Ok(summary)
+}
+
+/// Writes `view`, whose names and types are the file's own, as a GGUF file at `out`. The header holds the lineage, so that
+/// every tensor is read and accounted for once before the first byte is written.
+pub(crate) fn write_gguf(
+    view: &dyn TensorSource,
+    mut metadata: Vec<(String, GgufValue)>,
+    out: &Path,
+    force: bool,
+    job: Job,
+) -> Result<LedgerSummary> {
+    let output = Output::file(out, force, &places(&job))?;
+    let infos = view.infos();
+    let mut account = Account::new(&job)?;
+    for (info, origin) in infos.iter().zip(&job.origins) {
+        account.note(info, origin, &view.read(&info.name)?)?;
+    }
+    let summary = account.finish(infos)?;
+    let lineage = record(&job, summary.clone())?;
+    metadata.push((lineage::LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
+    let mut writer = GgufWriter::create(output.path(), &metadata, infos)?;
+    for info in infos {
+        writer.write(&info.name, &view.read(&info.name)?)?;
+    }
+    writer.finish()?;
+    drop(writer);
+    luthier_arch::check_headers(&luthier_arch::open(output.path())?)?;
+    output.commit()?;
+    Ok(summary)
+}
+
+/// The record of a job.
+fn record(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
+    let parents = job.inputs.iter().map(|input| input.record()).collect::<Result<Vec<_>>>()?;
+    Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
+}
+
+fn places<'j>(job: &Job<'j>) -> Vec<&'j Path> {
+    job.inputs.iter().map(|input| input.checkpoint.place.as_path()).collect()
+}
+
+/// The ledger of a job, filled while tensors are written.
+struct Account<'j> {
+    inputs: Vec<&'j Input>,
+    ids: Vec<InputId>,
+    ledger: Ledger,
+}
+
+impl<'j> Account<'j> {
+    fn new(job: &Job<'j>) -> Result<Account<'j>> {
+        let mut ledger = Ledger::new();
+        let add = |input: &&Input| ledger.input(&input.label, input.checkpoint.tensors.as_ref());
+        let ids: Vec<InputId> = job.inputs.iter().map(add).collect();
+        for (input, name, reason) in &job.dropped {
+            ledger.dropped(ids[*input], name, reason)?;
+        }
+        Ok(Account { inputs: job.inputs.clone(), ids, ledger })
+    }
+
+    fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: &[u8]) -> Result<()> {
+        match origin {
+            Origin::Made(how) => Ok(self.ledger.made(&info.name, how)?),
+            Origin::Changed { input, name, how } => {
+                Ok(self.ledger.changed(&[(self.ids[*input], name)], &info.name, how)?)
+            }
+            Origin::From { input, name } => {
+                let source = &self.inputs[*input].checkpoint.tensors;
+                let from = find(source.infos(), name)?.dtype;
+                let id = self.ids[*input];
+                if from == info.dtype {
+                    return Ok(self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?);
+                }
+                let how = format!("{from} as {}", info.dtype);
+                Ok(self.ledger.changed(&[(id, name)], &info.name, &how)?)
+            }
+        }
+    }
+
+    fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
+        Ok(self.ledger.finish(infos)?)
+    }
+}

@@ -1,0 +1,118 @@
+//! Folders and GGUF files, there and back.
+
+use std::path::Path;
+
+use luthier_checkpoint::{Dtype, Lineage};
+use luthier_surgery::convert::{Options, plan, run};
+
+use crate::models::{config, names, open, write};
+
+const OPTIONS: Options = Options { dtype: None, force: false };
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let names = names(folder).into_iter().filter(|name| name != "lineage.json");
+    names.map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap())).collect()
+}
+
+#[test]
+fn a_folder_comes_back_from_gguf_byte_for_byte() {
+    for model_type in ["gemma2", "llama", "qwen2", "qwen3", "mistral"] {
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            let home = tempfile::tempdir().unwrap();
+            let at = |name: &str| home.path().join(name);
+            let mut config = config(model_type, 24, 31);
+            config.insert("a_key_of_tomorrow".to_string(), serde_json::json!({"kept": [1, 2.5]}));
+            config.insert("torch_dtype".to_string(), "as it was".into());
+            write(&at("folder"), &config, dtype, 1);
+            run(&open(&at("folder")), &at("there.gguf"), &OPTIONS).unwrap();
+            run(&open(&at("there.gguf")), &at("back"), &OPTIONS).unwrap();
+            let (before, after) = (files(&at("folder")), files(&at("back")));
+            let changed: Vec<_> =
+                before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
+            assert!(before == after, "{model_type} {dtype}: {changed:?}");
+            // And the file again is the same file.
+            run(&open(&at("there.gguf")), &at("again.gguf"), &OPTIONS).unwrap();
+            let read = |name: &str| luthier_checkpoint::Gguf::open(&at(name)).unwrap();
+            let (there, again) = (read("there.gguf"), read("again.gguf"));
+            let content = |gguf: &luthier_checkpoint::Gguf| {
+                let own = |key: &str| key != luthier_checkpoint::lineage::LINEAGE_KEY;
+                gguf.metadata.iter().filter(|(key, _)| own(key)).cloned().collect::<Vec<_>>()
+            };
+            assert_eq!(content(&there), content(&again));
+        }
+    }
+}
+
+#[test]
+fn vectors_are_f32_in_gguf_and_matrices_keep_their_type() {
+    use luthier_checkpoint::TensorSource;
+    let home = tempfile::tempdir().unwrap();
+    let folder = write(&home.path().join("folder"), &config("llama", 24, 31), Dtype::BF16, 1);
+    run(&open(&folder), &home.path().join("out.gguf"), &OPTIONS).unwrap();
+    let gguf = luthier_checkpoint::Gguf::open(&home.path().join("out.gguf")).unwrap();
+    for info in gguf.infos() {
+        let wanted = if info.shape.len() == 1 { Dtype::F32 } else { Dtype::BF16 };
+        assert_eq!(info.dtype, wanted, "{}", info.name);
+    }
+    assert_eq!(gguf.get("general.file_type").and_then(|value| value.as_u64()), Some(32));
+    assert!(Lineage::read(&home.path().join("out.gguf")).unwrap().is_some());
+}
+
+#[test]
+fn a_cast_changes_values_to_the_nearest_and_says_so_in_the_config() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = write(&home.path().join("folder"), &config("llama", 20, 31), Dtype::F32, 1);
+    let options = Options { dtype: Some(Dtype::BF16), ..OPTIONS };
+    let planned = plan(&open(&folder), &home.path().join("out"), &options).unwrap();
+    let report = run(&open(&folder), &home.path().join("out"), &options).unwrap();
+    assert_eq!((report.copied_tensors, report.changed_tensors["F32 as BF16"]), (0, planned.tensors.len()));
+    let out = luthier_arch::open(&home.path().join("out")).unwrap();
+    assert_eq!(out.config["torch_dtype"], "bfloat16");
+    let widened = home.path().join("widened");
+    run(&open(&home.path().join("out")), &widened, &Options { dtype: Some(Dtype::F32), ..OPTIONS }).unwrap();
+    let difference =
+        luthier_surgery::diff::run(&open(&folder).checkpoint, &open(&widened).checkpoint).unwrap();
+    assert!(!difference.changed.is_empty());
+    for changed in &difference.changed {
+        assert!(
+            changed.relative_l2.unwrap() < 1.0 / 256.0 && changed.cosine.unwrap() > 0.9999,
+            "{changed:?}"
+        );
+    }
+}
+
+#[test]
+fn an_encoder_decoder_goes_through_gguf() {
+    let home = tempfile::tempdir().unwrap();
+    let parent = open(&write(&home.path().join("parent"), &config("gemma2", 20, 31), Dtype::BF16, 1));
+    let adapted = home.path().join("adapted");
+    let options = luthier_surgery::adapt::Options { dtype: None, seed: 1, force: false };
+    luthier_surgery::adapt::run(&parent, &parent, &adapted, &options).unwrap();
+    run(&open(&adapted), &home.path().join("there.gguf"), &OPTIONS).unwrap();
+    run(&open(&home.path().join("there.gguf")), &home.path().join("back"), &OPTIONS).unwrap();
+    let (a, b) = (open(&adapted), open(&home.path().join("back")));
+    let difference = luthier_surgery::diff::run(&a.checkpoint, &b.checkpoint).unwrap();
+    assert!(difference.changed.is_empty() && difference.only_in_b.is_empty(), "{difference:?}");
+    assert!(difference.only_in_a.is_empty() && difference.config.is_empty(), "{difference:?}");
+}
+
+#[test]
+fn values_that_a_type_cannot_hold_are_refused_and_nothing_is_left() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = write(&home.path().join("folder"), &config("llama", 20, 31), Dtype::F32, 1);
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1e6f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let before = names(home.path());
+    let options = Options { dtype: Some(Dtype::F16), ..OPTIONS };
+    for out in ["out", "out.gguf"] {
+        let refused = run(&open(&folder), &home.path().join(out), &options).unwrap_err().to_string();
+        assert!(refused.contains("1000000") && refused.starts_with("tensor "), "{refused}");
+    }
+    let quantised = Options { dtype: Dtype::from_name("Q8_0"), ..OPTIONS };
+    let refused = run(&open(&folder), &home.path().join("out"), &quantised).unwrap_err().to_string();
+    assert!(refused.contains("Q8_0"), "{refused}");
+    assert_eq!(names(home.path()), before);
+}
