@@ -88,6 +88,9 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// From the texts.
+    #[error(transparent)]
+    Text(#[from] luthier_text::TextError),
     /// From the tensors.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -5,16 +5,17 @@
 
 use std::path::Path;
 
+use luthier_text::corpus::Source;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::recipe::{ModelSource, Recipe};
 use crate::{Error, Result};
 
-/// A text with the path that the recipe gives it.
+/// A text with the source that the recipe gives it.
 pub struct NamedText<'a> {
     /// As the recipe has it.
-    pub path: &'a Path,
+    pub source: &'a Source,
     /// Its content.
     pub text: &'a str,
 }
@@ -87,10 +88,16 @@ fn model_identity(model: &ModelSource) -> Value {
 }
 
 fn texts_identity(texts: &[NamedText]) -> Value {
-    texts
-        .iter()
-        .map(|text| json!({"name": place_name(&text.path.to_string_lossy()), "sha256": sha256(text.text.as_bytes())}))
-        .collect()
+    let identity = |text: &NamedText| {
+        let name = place_name(&text.source.path().to_string_lossy());
+        let mut identity = json!({"name": name, "sha256": sha256(text.text.as_bytes())});
+        if let Source::Column(column) = text.source {
+            identity["column"] = json!(column.column);
+            identity["header"] = json!(column.header);
+        }
+        identity
+    };
+    texts.iter().map(identity).collect()
 }
 
 /// Dotted keys of the leaves; arrays are leaves but for those of objects.

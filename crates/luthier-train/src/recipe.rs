@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 
 use crate::count;
@@ -18,7 +19,13 @@ pub const KNOWN_KEYS: &[&str] = &[
     "out",
     "data",
     "data.train",
+    "data.train.file",
+    "data.train.column",
+    "data.train.header",
     "data.validation",
+    "data.validation.file",
+    "data.validation.column",
+    "data.validation.header",
     "data.validation_fraction",
     "objective",
     "prefixlm",
@@ -166,12 +173,14 @@ pub struct RandomModel {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecipe {
-    /// Text files to train on.
-    pub train: Vec<PathBuf>,
-    /// Text files to validate on.
+    /// What to train on: text files (each one document, or one for each part between form feeds), `.jsonl` files (the
+    /// `text` of each line), or `{file: x.tsv, column: 1, header: false}` (each row's field).
+    pub train: Vec<Source>,
+    /// What to validate on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub validation: Vec<PathBuf>,
-    /// Share of the training text that is held out instead, in (0, 1).
+    pub validation: Vec<Source>,
+    /// Share of the training text that is held out instead, in (0, 1): whole documents, or where there are too few the
+    /// end of each from a paragraph on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_fraction: Option<f64>,
 }

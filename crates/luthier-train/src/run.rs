@@ -8,6 +8,7 @@ use luthier_checkpoint::json::to_text;
 use luthier_checkpoint::lineage::{LINEAGE_NAME, Parent};
 use luthier_checkpoint::{LedgerSummary, Lineage, SideFile, TensorSource};
 use luthier_text::Tokenizer;
+use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -121,13 +122,14 @@ pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     finish(&folder, &trainer, &log, &recipe, &parts, &identity)
 }
 
-/// Reads a text file; one that is not UTF-8 is refused with the place of the first bad byte.
+/// Reads a text file, without a byte order mark; one that is not UTF-8 is refused with the place of the first bad byte.
 pub fn read_text_file(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    String::from_utf8(bytes).map_err(|error| Error::Format {
+    let text = String::from_utf8(bytes).map_err(|error| Error::Format {
         path: path.to_path_buf(),
         what: format!("is not UTF-8 from byte {} on; convert it first", error.utf8_error().valid_up_to()),
-    })
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// The recipe's texts.
@@ -138,13 +140,14 @@ struct SourceTexts {
 
 impl SourceTexts {
     fn read(recipe: &Recipe, read: &dyn Fn(&Path) -> Result<String>) -> Result<SourceTexts> {
-        let all = |paths: &[PathBuf]| paths.iter().map(|path| read(path)).collect::<Result<Vec<_>>>();
+        let all =
+            |sources: &[Source]| sources.iter().map(|source| read(source.path())).collect::<Result<Vec<_>>>();
         Ok(SourceTexts { train: all(&recipe.data.train)?, validation: all(&recipe.data.validation)? })
     }
 
     fn named<'a>(&'a self, recipe: &'a Recipe) -> (Vec<NamedText<'a>>, Vec<NamedText<'a>>) {
-        fn named<'a>(paths: &'a [PathBuf], texts: &'a [String]) -> Vec<NamedText<'a>> {
-            paths.iter().zip(texts).map(|(path, text)| NamedText { path, text }).collect()
+        fn named<'a>(sources: &'a [Source], texts: &'a [String]) -> Vec<NamedText<'a>> {
+            sources.iter().zip(texts).map(|(source, text)| NamedText { source, text }).collect()
         }
         (named(&recipe.data.train, &self.train), named(&recipe.data.validation, &self.validation))
     }
@@ -246,8 +249,9 @@ fn refuse_inputs_inside(recipe: &Recipe) -> Result<()> {
         }
     };
     let teacher = recipe.teacher.iter().map(|place| ("teacher", PathBuf::from(place)));
-    let texts = recipe.data.train.iter().map(|path| ("data.train", path.clone()));
-    let validation = recipe.data.validation.iter().map(|path| ("data.validation", path.clone()));
+    let texts = recipe.data.train.iter().map(|source| ("data.train", source.path().to_path_buf()));
+    let validation =
+        recipe.data.validation.iter().map(|source| ("data.validation", source.path().to_path_buf()));
     for (key, path) in model.into_iter().chain(teacher).chain(texts).chain(validation) {
         if path.canonicalize().is_ok_and(|path| path.starts_with(&out)) {
             let what =

@@ -57,13 +57,15 @@ impl Source {
 /// The documents of one source, in the file's order; blank ones are left out. Errors name the file and, for
 /// bytes that are not UTF-8, the place; for rows and lines, their number from 1.
 pub fn read(source: &Source) -> Result<Vec<String>> {
-    let path = source.path();
-    let file = path.display().to_string();
-    let text = read_text(path)?;
+    documents_of(source, &read_text(source.path())?)
+}
+
+/// As [`read`], of a source whose text has been read already.
+pub fn documents_of(source: &Source, text: &str) -> Result<Vec<String>> {
     let documents: Vec<String> = match source {
-        Source::Column(column) => column_of(&text, column)?,
+        Source::Column(column) => column_of(text, column)?,
         Source::File(path) if path.extension().is_some_and(|ending| ending == "jsonl") => {
-            json_lines(&text, &file)?
+            json_lines(text, &path.display().to_string())?
         }
         Source::File(_) => text.split('\u{c}').map(str::to_owned).collect(),
     };

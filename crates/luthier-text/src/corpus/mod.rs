@@ -8,7 +8,7 @@ mod order;
 mod packer;
 mod split;
 
-pub use document::{Source, read, read_all};
+pub use document::{Column, ColumnSource, Source, documents_of, read, read_all};
 pub use order::{Order, Position};
 pub use packer::{Packer, Window};
 pub use split::{Split, split};

@@ -69,9 +69,10 @@ fn the_known_keys_are_those_of_the_recipe() {
         "train_only": ["b"], "validate_every_steps": 1, "keep_checkpoints": 1, "threads": 1,
     });
     let prefixlm = json!({"objective": "prefixlm", "steps": null, "tokens": 10_000,
-                          "data": {"train": ["a"], "validation_fraction": 0.1}});
+                          "data": {"train": [{"file": "a.tsv", "column": 1}], "validation_fraction": 0.1}});
+    let columns = json!({"steps": "1_000", "data": {"train": ["a"], "validation": [{"file": "a.tsv", "column": "text", "header": true}]}});
     let mut found = BTreeSet::new();
-    for changes in [ul2, prefixlm] {
+    for changes in [ul2, prefixlm, columns] {
         let recipe = bench.recipe("run", changes).resolved().unwrap();
         assert!(recipe.steps.is_none_or(|steps| steps == 1000));
         keys("", &serde_json::to_value(&recipe).unwrap(), &mut found);

@@ -117,3 +117,17 @@ fn checkpoints_hold_the_whole_state_and_the_log_one_line_a_step() {
         assert!(!String::from_utf8_lossy(&bytes).contains(&place), "{}", name.display());
     }
 }
+
+#[test]
+fn columns_of_tables_are_trained_on_and_a_share_is_held_out() {
+    let bench = Bench::new();
+    let rows: String =
+        (0..80).map(|n| format!("id{n}\tthe old violin {}\n", "sang ".repeat(n % 5))).collect();
+    fs::write(bench.path("table.tsv"), rows).unwrap();
+    let data = json!({"train": [{"file": bench.path("table.tsv"), "column": 1}], "validation_fraction": 0.2});
+    let outcome = run(&bench.recipe("run", json!({"data": data})), &llama_config()).unwrap();
+    assert!(outcome.validation_loss_nats.unwrap() < outcome.initial_validation_loss_nats.unwrap());
+    let run_json: Value = serde_json::from_slice(&fs::read(bench.path("run/run.json")).unwrap()).unwrap();
+    assert_eq!(run_json["data"]["train"][0]["column"], json!(1));
+    assert_eq!(run_json["data"]["train"][0]["name"], json!("table.tsv"));
+}
