@@ -3,6 +3,7 @@
 //! [`generate()`] works on token ids and needs no tokenizer; [`generate_text`] adds streamed text and
 //! stop strings.
 
+pub mod end_tokens;
 pub mod error;
 pub mod generate;
 pub mod options;
@@ -11,6 +12,7 @@ pub mod sampling;
 pub mod stop;
 pub mod text;
 
+pub use end_tokens::end_token_ids;
 pub use error::{Error, Result};
 pub use generate::generate;
 pub use options::{FinishReason, GenerateOptions, Generation};
