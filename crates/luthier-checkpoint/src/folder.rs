@@ -46,20 +46,24 @@ impl Checkpoint {
     pub fn open_folder(place: &Path) -> Result<Checkpoint> {
         let config = read_config(&place.join("config.json"))?;
         let tensors = open_weights(place)?;
-        let mut side_files = Vec::new();
-        for path in side_file_paths(place)? {
-            let name = path.strip_prefix(place).expect("side files lie inside their folder");
-            let name =
-                name.to_str().ok_or_else(|| Error::format(&path, "its name is not UTF-8"))?.to_string();
-            side_files.push(SideFile { name, bytes: read_small(&path)? });
-        }
-        Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files })
+        Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files: read_side_files(place)? })
     }
 
     /// The bytes of a side file of that name.
     pub fn side_file(&self, name: &str) -> Option<&[u8]> {
         self.side_files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice())
     }
+}
+
+/// The small files of a folder, which need not hold a model: a tokenizer alone will do.
+pub fn read_side_files(place: &Path) -> Result<Vec<SideFile>> {
+    let mut side_files = Vec::new();
+    for path in side_file_paths(place)? {
+        let name = path.strip_prefix(place).expect("side files lie inside their folder");
+        let name = name.to_str().ok_or_else(|| Error::format(&path, "its name is not UTF-8"))?.to_string();
+        side_files.push(SideFile { name, bytes: read_small(&path)? });
+    }
+    Ok(side_files)
 }
 
 /// Parses a config.json, keys in file order. Refuses anything but an object.

@@ -140,6 +140,11 @@ fn template_in_config(checkpoint: &Checkpoint) -> bool {
 /// Bytes of the GGUF file, or of the folder's safetensors files.
 fn weight_file_bytes(checkpoint: &Checkpoint) -> Result<u64> {
     let place = &checkpoint.place;
+    if !place.exists() {
+        // A model in memory: its tensors are all that there is.
+        let sizes = checkpoint.tensors.infos().iter().filter_map(|info| info.dtype.size_bytes(&info.shape));
+        return Ok(sizes.sum::<usize>() as u64);
+    }
     let files = if place.is_dir() {
         luthier_checkpoint::folder::model_files(place)?
             .into_iter()

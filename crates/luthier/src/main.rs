@@ -1,2 +1,8 @@
-//! The luthier program.
-fn main() {}
+//! The program: `luthier VERB MODEL [--flags] OUT`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    luthier::program::main()
+}

@@ -1,0 +1,15 @@
+//! The program's parts, for itself, its tests and the generated docs. The only crate that reads the command line and
+//! the environment and prints.
+
+pub mod builtin;
+pub mod dtype;
+pub mod fingerprint;
+pub mod places;
+pub mod program;
+pub mod progress;
+pub mod recipe;
+pub mod session;
+pub mod texts;
+pub mod tokens;
+pub mod training;
+pub mod verbs;

@@ -1,0 +1,127 @@
+//! What MODEL means on the command line: a folder, a GGUF file, `hf:org/name[@revision]`, or `builtin`; and what comes
+//! out of opening it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use luthier_arch::{LoadOptions, Model};
+use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
+use luthier_checkpoint::{Checkpoint, SideFile, folder};
+use luthier_surgery::Input;
+use luthier_text::Tokenizer;
+
+use crate::builtin;
+use crate::progress::DownloadDisplay;
+
+/// A model that is ready to run.
+pub struct Loaded {
+    /// Where it came from.
+    pub checkpoint: Checkpoint,
+    /// The model, its weights as their file stores them.
+    pub model: Box<dyn Model>,
+}
+
+/// Opens MODEL: headers only, weights stay on disk.
+pub fn open(model: &str) -> anyhow::Result<Checkpoint> {
+    if model == builtin::NAME {
+        return builtin::checkpoint();
+    }
+    Ok(luthier_arch::open(&local_path(model)?)?)
+}
+
+/// Opens MODEL and makes it ready to score and generate.
+pub fn load(model: &str) -> anyhow::Result<Loaded> {
+    let checkpoint = open(model)?;
+    let options = LoadOptions { trainable: false, device: Device::Cpu };
+    let model = luthier_arch::load(&checkpoint, &options).with_context(|| format!("model {model}"))?;
+    Ok(Loaded { checkpoint, model })
+}
+
+/// Where MODEL lies on this machine; downloads it from the hub when it is not there yet. Not for `builtin`.
+pub fn local_path(model: &str) -> anyhow::Result<PathBuf> {
+    let mut download = DownloadDisplay::default();
+    if let Some(place) = HubPlace::parse(model) {
+        let options = HubOptions::from_variables(|name| std::env::var(name).ok())?;
+        return Ok(hub::resolve(&place?, &options, &mut |progress| download.show(&progress))?);
+    }
+    let path = Path::new(model);
+    if !path.exists() {
+        bail!(
+            "model {model}: no such folder or file; wanted a Hugging Face folder, a GGUF file, hf:org/name[@revision] or {}",
+            builtin::NAME
+        );
+    }
+    Ok(path.to_path_buf())
+}
+
+impl Loaded {
+    /// The tokenizer that comes with the model; an error where there is none or it does not fit the vocabulary.
+    pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        let tokenizer = tokenizer(&self.checkpoint)?;
+        tokenizer.check_fits(self.model.vocab_size())?;
+        Ok(tokenizer)
+    }
+
+    /// The tokenizer, where the model has files of one.
+    pub fn tokenizer_if_any(&self) -> anyhow::Result<Option<Tokenizer>> {
+        let tokenizer = tokenizer_if_any(&self.checkpoint)?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_fits(self.model.vocab_size())?;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Tokens that end a text: those of the tokenizer, generation_config.json and config.json.
+    pub fn end_ids(&self, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+        let generation = self.checkpoint.side_file("generation_config.json");
+        let generation: Option<serde_json::Map<String, serde_json::Value>> =
+            generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        luthier_generate::end_token_ids(&self.checkpoint.config, generation.as_ref(), tokenizer)
+    }
+}
+
+/// The tokenizer among a checkpoint's side files.
+pub fn tokenizer(checkpoint: &Checkpoint) -> anyhow::Result<Tokenizer> {
+    let mut files = checkpoint.side_files.clone();
+    if checkpoint.side_file("config.json").is_none() {
+        let bytes = serde_json::to_vec(&checkpoint.config)?;
+        files.push(SideFile { name: "config.json".to_string(), bytes });
+    }
+    tokenizer_of(&files, &checkpoint.place.display().to_string())
+}
+
+/// The tokenizer of a checkpoint, where it has files of one.
+pub fn tokenizer_if_any(checkpoint: &Checkpoint) -> anyhow::Result<Option<Tokenizer>> {
+    let named = ["tokenizer.json", "tokenizer.model", "spiece.model"];
+    match named.iter().any(|name| checkpoint.side_file(name).is_some()) {
+        true => tokenizer(checkpoint).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The tokenizer among small files, which come from `place`.
+pub fn tokenizer_of(files: &[SideFile], place: &str) -> anyhow::Result<Tokenizer> {
+    let files = files.iter().map(|file| (file.name.clone(), file.bytes.clone())).collect();
+    Tokenizer::from_files(&files).with_context(|| place.to_string())
+}
+
+/// The small files of a MODEL that may be a folder without weights.
+pub fn side_files(model: &str) -> anyhow::Result<Vec<SideFile>> {
+    if model != builtin::NAME {
+        let path = local_path(model)?;
+        if path.is_dir() {
+            return Ok(folder::read_side_files(&path)?);
+        }
+    }
+    Ok(open(model)?.side_files)
+}
+
+/// A model that a verb reads, with what lineages call it.
+pub fn input(model: &str) -> anyhow::Result<Input> {
+    let mut input = Input::new(model, open(model)?);
+    if model == builtin::NAME {
+        input.record = Some(builtin::record());
+    }
+    Ok(input)
+}

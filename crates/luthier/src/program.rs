@@ -1,0 +1,59 @@
+//! Reads the command line, finds the verb, runs it, and says how it ended: exit code 0 done, 1 failed, 2 wrong use.
+
+use std::process::ExitCode;
+
+use clap::{Args, Command, FromArgMatches};
+
+use crate::session::Session;
+use crate::verbs::{self, VERBS};
+
+/// Runs the program on the process's own arguments.
+pub fn main() -> ExitCode {
+    luthier_kernels::process::prepare();
+    let matches = command().get_matches();
+    let session = Session::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    luthier_kernels::pool::set_threads(session.thread_count());
+    let outcome = match matches.subcommand() {
+        Some((name, options)) => {
+            let verb = verbs::find(name).expect("clap only knows the verbs of the table");
+            (verb.run)(options, &session)
+        }
+        None => verbs::demonstrate(&session),
+    };
+    match outcome {
+        Ok(report) => {
+            session.print(&report);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The whole command line, from which help and docs/verbs.md are made.
+pub fn command() -> Command {
+    let mut command = Command::new("luthier")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Turns big open-weight language models into the small one that you need, and proves that the result is right")
+        .after_help("MODEL is a Hugging Face folder, a GGUF file, hf:org/name[@revision], or builtin.\nWithout a command: the demonstration (luthier demo).");
+    command = Session::augment_args(command);
+    for verb in VERBS {
+        command = command.subcommand((verb.augment)(Command::new(verb.name).about(verb.about)));
+    }
+    command
+}
+
+#[allow(clippy::print_stderr)]
+fn complain(error: &anyhow::Error) {
+    let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let mut message: Vec<&str> = Vec::new();
+    for part in &chain {
+        // A cause that its parent already quotes is not said twice.
+        if !message.last().is_some_and(|said| said.contains(part.as_str())) {
+            message.push(part);
+        }
+    }
+    eprintln!("luthier: {}", message.join(": "));
+}

@@ -1,0 +1,59 @@
+//! What every command is told besides its own options, and how it answers.
+
+use serde_json::Value;
+
+/// Options that all commands share.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Session {
+    /// Worker threads; all cores by default
+    #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// Print exactly one JSON object on standard output; everything else goes to standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Report progress as JSON lines on standard error
+    #[arg(long, global = true)]
+    pub log_json: bool,
+}
+
+/// What a command found or did: for machines, and in words.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The object that `--json` prints; units stand in its keys.
+    pub json: Value,
+    /// What a person reads instead.
+    pub text: String,
+}
+
+impl Session {
+    /// Threads to use: as asked for, else all cores that this process may use.
+    pub fn thread_count(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+
+    /// Prints a report the way the user asked for. A closed pipe is no error.
+    pub fn print(&self, report: &Report) {
+        use std::io::Write;
+        let mut out = std::io::stdout().lock();
+        let text = if self.json { report.json.to_string() } else { report.text.clone() };
+        let _ = out.write_all(text.trim_end_matches('\n').as_bytes());
+        let _ = out.write_all(b"\n");
+    }
+
+    /// One line for the person who waits, on standard error.
+    #[allow(clippy::print_stderr)]
+    pub fn note(&self, line: &str) {
+        if self.log_json {
+            eprintln!("{}", serde_json::json!({ "note": line }));
+        } else {
+            eprintln!("{line}");
+        }
+    }
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=1024).contains(&n) => Ok(n),
+        _ => Err("wanted a whole number from 1 to 1024".to_string()),
+    }
+}

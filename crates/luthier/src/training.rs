@@ -1,0 +1,92 @@
+//! What the trainer needs of the program: opening models, and telling where they came from.
+
+use anyhow::{Context, bail};
+use candle_core::Device;
+use luthier_arch::LoadOptions;
+use luthier_checkpoint::lineage::Parent;
+use luthier_train::bench::WARM_UP_STEPS;
+use luthier_train::recipe::ModelSource;
+use luthier_train::run::BoxError;
+use luthier_train::{Opened, Outcome, Purpose, Recipe, TrainEnv};
+
+use crate::progress::TrainingDisplay;
+use crate::session::Session;
+use crate::{places, texts};
+
+/// Runs a recipe; `label` stands before the lines that a person reads meanwhile.
+pub fn train(recipe: &Recipe, session: &Session, label: &str) -> anyhow::Result<Outcome> {
+    if let Some(threads) = recipe.threads {
+        luthier_kernels::pool::set_threads(usize::try_from(threads)?);
+    }
+    let mut display = TrainingDisplay::new(session, label);
+    let env = TrainEnv {
+        open: &mut |source, purpose| {
+            open(source, purpose).map_err(|error| BoxError::from(format!("{error:#}")))
+        },
+        read_text: &texts::read,
+        progress: &mut display,
+        threads: luthier_kernels::pool::threads(),
+        force: false,
+    };
+    let outcome = luthier_train::run(recipe, env);
+    luthier_kernels::pool::set_threads(session.thread_count());
+    Ok(outcome?)
+}
+
+fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
+    match (source, purpose) {
+        (ModelSource::Place(place), purpose) => {
+            let input = places::input(place)?;
+            let checkpoint = input.checkpoint;
+            let options =
+                LoadOptions { trainable: matches!(purpose, Purpose::Train { .. }), device: Device::Cpu };
+            let model = luthier_arch::load(&checkpoint, &options)?;
+            let tokenizer = places::tokenizer_if_any(&checkpoint)?;
+            if let Some(tokenizer) = &tokenizer {
+                tokenizer.check_fits(model.vocab_size())?;
+            }
+            let parent = match input.record {
+                Some(record) => record,
+                None => Parent::of_place(place, &checkpoint.place)?,
+            };
+            let tensors = Some(checkpoint.tensors);
+            Ok(Opened { model, tokenizer, side_files: checkpoint.side_files, parents: vec![parent], tensors })
+        }
+        (ModelSource::Random(random), Purpose::Train { seed }) => {
+            let config = luthier_checkpoint::folder::read_config(&random.config)?;
+            let side_files = places::side_files(&random.tokenizer)?;
+            let tokenizer = places::tokenizer_of(&side_files, &random.tokenizer)?;
+            let model = luthier_arch::init(&config, seed, true, &Device::Cpu)
+                .with_context(|| random.config.display().to_string())?;
+            tokenizer.check_fits(model.vocab_size())?;
+            let config_bytes = std::fs::read(&random.config)?;
+            let config_name = random.config.display().to_string();
+            let config_file = [(config_name.as_str(), config_bytes.as_slice())];
+            let tokenizer_files: Vec<(&str, &[u8])> =
+                side_files.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect();
+            let parents = vec![
+                Parent::of_bytes(&config_name, &config_file),
+                Parent::of_bytes(&random.tokenizer, &tokenizer_files),
+            ];
+            Ok(Opened { model, tokenizer: Some(tokenizer), side_files, parents, tensors: None })
+        }
+        (ModelSource::Random(_), Purpose::Teach) => bail!("a teacher needs weights; name a MODEL"),
+    }
+}
+
+/// Times `steps` training steps of MODEL on one fixed batch, the first two for warming up.
+pub fn bench(
+    model: &str,
+    batch: usize,
+    seq: usize,
+    steps: usize,
+) -> anyhow::Result<luthier_train::bench::StepTimes> {
+    let timed = steps.saturating_sub(WARM_UP_STEPS);
+    if timed == 0 {
+        bail!("steps: wanted more than the {WARM_UP_STEPS} that warm up, got {steps}");
+    }
+    let checkpoint = places::open(model)?;
+    let options = LoadOptions { trainable: true, device: Device::Cpu };
+    let model = luthier_arch::load(&checkpoint, &options)?;
+    Ok(luthier_train::bench::bench_step(model.as_ref(), batch, seq, timed)?)
+}

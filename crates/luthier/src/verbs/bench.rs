@@ -1,0 +1,105 @@
+//! `luthier bench`: how fast a model is on this machine, and how much memory it takes.
+
+use std::time::Instant;
+
+use anyhow::bail;
+use luthier_measure::metrics::bench::{BenchOptions, bench};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Act;
+use crate::places;
+use crate::session::{Report, Session};
+use crate::training;
+
+/// Times reading a prompt and decoding, by the loop that `generate` uses; with --train, full training steps.
+///
+/// The prompt is id[i] = (7919 i + 1) mod vocabulary, decoding is greedy and goes on past end tokens. Training is f32,
+/// AdamW, every weight, one fixed batch; the median of the steps after two warm-up steps counts. Memory is the peak
+/// resident size of the process, mapped pages included.
+#[derive(Debug, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bench {
+    /// The model
+    model: String,
+    /// Tokens of the prompt [default: 512, or half the context where that is shorter]
+    #[arg(long, value_name = "N", conflicts_with = "train")]
+    prompt_tokens: Option<usize>,
+    /// Tokens to decode [default: 128, or a quarter of the context]
+    #[arg(long, value_name = "N", conflicts_with = "train")]
+    new_tokens: Option<usize>,
+    /// Timed runs, of which the median counts [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "train")]
+    runs: Option<usize>,
+    /// Time training steps instead
+    #[arg(long)]
+    #[serde(default)]
+    train: bool,
+    /// Sequences of a training step [default: 4]
+    #[arg(long, value_name = "N", requires = "train")]
+    batch: Option<usize>,
+    /// Tokens of a sequence [default: 256]
+    #[arg(long, value_name = "N", requires = "train")]
+    seq: Option<usize>,
+    /// Training steps, the two for warming up included [default: 8]
+    #[arg(long, value_name = "N", requires = "train")]
+    steps: Option<usize>,
+}
+
+impl Act for Bench {
+    const NAME: &'static str = "bench";
+    const ABOUT: &'static str = "Measure speed and memory: prompt, decoding, or training steps";
+
+    fn act(self, session: &Session) -> anyhow::Result<Report> {
+        if self.train { self.training(session) } else { self.decoding(session) }
+    }
+}
+
+impl Bench {
+    fn decoding(&self, session: &Session) -> anyhow::Result<Report> {
+        if self.batch.or(self.seq).or(self.steps).is_some() {
+            bail!("batch, seq and steps belong to --train");
+        }
+        let started = Instant::now();
+        let loaded = places::load(&self.model)?;
+        let load_ms = started.elapsed().as_secs_f64() * 1e3;
+        let context = loaded.model.context_length().unwrap_or(usize::MAX);
+        let options = BenchOptions {
+            prompt_tokens: self.prompt_tokens.unwrap_or(512.min(context / 2)),
+            new_tokens: self.new_tokens.unwrap_or(128.min(context / 4)),
+            runs: self.runs.unwrap_or(1),
+        };
+        let result = bench(loaded.model.as_ref(), options)?;
+        let mut json = serde_json::to_value(&result)?;
+        json["load_ms"] = json!(load_ms);
+        json["threads"] = json!(session.thread_count());
+        let text = format!(
+            "prompt {:.1} tokens/s, decoding {:.1} tokens/s, first token after {:.1} ms, load {load_ms:.1} ms, peak memory {:.1} MB, {} threads",
+            result.prefill_tokens_per_s,
+            result.decode_tokens_per_s,
+            result.time_to_first_token_ms,
+            result.peak_rss_bytes as f64 / 1e6,
+            session.thread_count()
+        );
+        Ok(Report { json, text })
+    }
+
+    fn training(&self, session: &Session) -> anyhow::Result<Report> {
+        let (batch, seq, steps) = (self.batch.unwrap_or(4), self.seq.unwrap_or(256), self.steps.unwrap_or(8));
+        let result = training::bench(&self.model, batch, seq, steps)?;
+        let peak_rss_bytes = luthier_measure::memory::peak_rss_bytes()?;
+        let text = format!(
+            "training {:.1} tokens/s, {:.1} ms a step, peak memory {:.1} MB, loss {:.4} to {:.4}, {} threads",
+            result.train_tokens_per_s,
+            result.step_ms,
+            peak_rss_bytes as f64 / 1e6,
+            result.losses.first().copied().unwrap_or(f64::NAN),
+            result.losses.last().copied().unwrap_or(f64::NAN),
+            session.thread_count()
+        );
+        let mut json = serde_json::to_value(&result)?;
+        json["peak_rss_bytes"] = json!(peak_rss_bytes);
+        json["threads"] = json!(session.thread_count());
+        Ok(Report { json, text })
+    }
+}

@@ -1,0 +1,159 @@
+//! `luthier generate`: continues a prompt.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use anyhow::bail;
+use luthier_generate::GenerateOptions;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Act;
+use crate::places::{self, Loaded};
+use crate::session::{Report, Session};
+use crate::tokens::TokenIds;
+
+/// Continues a prompt, taken literally: no template, no escapes, no trimming; special tokens are recognised, and a
+/// start token is added only where the tokenizer says so. Greedy unless a temperature is given. An encoder-decoder
+/// reads the prompt in its encoder.
+#[derive(Debug, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Generate {
+    /// The model
+    model: String,
+    /// Text to continue
+    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Token ids to continue, used exactly as given: 1,2,3 (works without a tokenizer)
+    #[arg(long, value_name = "IDS")]
+    tokens: Option<TokenIds>,
+    /// The decoder's complete input, for an encoder-decoder; by default its start token
+    #[arg(long, value_name = "IDS")]
+    decoder_tokens: Option<TokenIds>,
+    /// Stop after this many new tokens [default: 128]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// What logits are divided by before sampling; 0 is greedy [default: 0]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Sample among the K most likely tokens; 0 is off [default: 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the fewest tokens whose probabilities reach this sum; 1 is off [default: 1]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Sample among tokens at least this fraction as likely as the likeliest; 0 is off [default: 0]
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Makes tokens that were read or written less likely; 1 is off [default: 1]
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f64>,
+    /// Seed of sampling [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[serde(default)]
+    stop: Vec<String>,
+    /// Go on past an end token
+    #[arg(long)]
+    #[serde(default)]
+    ignore_eos: bool,
+}
+
+impl Act for Generate {
+    const NAME: &'static str = "generate";
+    const ABOUT: &'static str = "Continue a prompt";
+
+    fn act(self, session: &Session) -> anyhow::Result<Report> {
+        let loaded = places::load(&self.model)?;
+        let tokenizer = match self.prompt.is_some() || !self.stop.is_empty() {
+            true => Some(loaded.tokenizer()?),
+            false => loaded.tokenizer_if_any()?,
+        };
+        let prompt_ids = match (&self.prompt, &self.tokens, &tokenizer) {
+            (Some(prompt), None, Some(tokenizer)) => prompt_tokens(&loaded, tokenizer, prompt)?,
+            (None, Some(ids), _) => ids.0.clone(),
+            _ => bail!("generate takes either prompt or tokens"),
+        };
+        let options = self.options(loaded.end_ids(tokenizer.as_ref()));
+        let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
+        let model = loaded.model.as_ref();
+        let (generation, text) = match &tokenizer {
+            Some(tokenizer) => {
+                let (generation, text) = luthier_generate::generate_text(
+                    model,
+                    tokenizer,
+                    &prompt_ids,
+                    decoder_ids,
+                    &options,
+                    &mut |piece| show(session, piece),
+                )?;
+                (generation, Some(text))
+            }
+            None => {
+                let mut go_on = |_| ControlFlow::Continue(());
+                (luthier_generate::generate(model, &prompt_ids, decoder_ids, &options, &mut go_on)?, None)
+            }
+        };
+        let first_ms = generation.time_to_first_token.map(|time| time.as_secs_f64() * 1e3);
+        let json = json!({
+            "text": text,
+            "prompt_token_ids": prompt_ids,
+            "token_ids": generation.token_ids,
+            "finish_reason": generation.finish_reason.as_str(),
+            "decode_tokens_per_s": generation.decode_tokens_per_s(),
+            "time_to_first_token_ms": first_ms,
+        });
+        let ids: Vec<String> = generation.token_ids.iter().map(u32::to_string).collect();
+        let text = if text.is_some() { String::new() } else { ids.join(",") };
+        Ok(Report { json, text })
+    }
+}
+
+impl Generate {
+    fn options(&self, eos_token_ids: Vec<u32>) -> GenerateOptions {
+        let standard = GenerateOptions::default();
+        GenerateOptions {
+            max_new_tokens: self.max_new_tokens.unwrap_or(standard.max_new_tokens),
+            temperature: self.temperature.unwrap_or(standard.temperature),
+            top_k: self.top_k.unwrap_or(standard.top_k),
+            top_p: self.top_p.unwrap_or(standard.top_p),
+            min_p: self.min_p.unwrap_or(standard.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(standard.repetition_penalty),
+            seed: self.seed.unwrap_or(standard.seed),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            eos_token_ids,
+        }
+    }
+}
+
+/// The prompt's ids: literal text, with the tokens that the tokenizer adds. An empty prompt without them is refused.
+fn prompt_tokens(
+    loaded: &Loaded,
+    tokenizer: &luthier_text::Tokenizer,
+    prompt: &str,
+) -> anyhow::Result<Vec<u32>> {
+    let mut ids = tokenizer.encode_prompt(prompt)?;
+    // What the tokenizer puts after a text would end a continuation before it begins; an encoder wants it.
+    if !loaded.model.is_encoder_decoder() && tokenizer.adds_eos() && ids.ends_with(tokenizer.added_after()) {
+        ids.truncate(ids.len() - tokenizer.added_after().len());
+    }
+    if ids.is_empty() {
+        bail!("prompt: it is empty and the tokenizer adds no start token; give at least one character");
+    }
+    Ok(ids)
+}
+
+/// Streams text to a person; a closed pipe ends the generation.
+fn show(session: &Session, piece: &str) -> ControlFlow<()> {
+    if session.json {
+        return ControlFlow::Continue(());
+    }
+    let mut out = std::io::stdout().lock();
+    match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}

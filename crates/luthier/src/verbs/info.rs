@@ -1,0 +1,56 @@
+//! `luthier info`: what a model is.
+
+use std::fmt::Write;
+
+use luthier_surgery::info::{self, Info as Facts};
+use serde::Deserialize;
+
+use super::Act;
+use crate::session::{Report, Session};
+use crate::{builtin, places};
+
+/// Describes a model from its headers and small files alone: sizes, types, tokenizer, every tensor.
+#[derive(Debug, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Info {
+    /// The model
+    model: String,
+}
+
+impl Act for Info {
+    const NAME: &'static str = "info";
+    const ABOUT: &'static str = "Describe a model: sizes, types, tokenizer, tensors";
+
+    fn act(self, _session: &Session) -> anyhow::Result<Report> {
+        let mut facts = info::run(&places::open(&self.model)?)?;
+        if self.model == builtin::NAME {
+            facts.file_bytes = builtin::file_bytes();
+        }
+        Ok(Report { json: serde_json::to_value(&facts)?, text: words(&facts) })
+    }
+}
+
+fn words(facts: &Facts) -> String {
+    let mut text = String::new();
+    let known = if facts.known_architecture { "" } else { " (not an architecture that luthier runs)" };
+    let _ = writeln!(text, "model_type      {}{known}", facts.model_type);
+    let _ = writeln!(text, "parameters      {}", facts.parameters);
+    let _ = writeln!(text, "file            {:.1} MB", facts.file_bytes as f64 / 1e6);
+    let size = |value: Option<usize>| value.map_or("-".to_string(), |value| value.to_string());
+    let _ = writeln!(text, "vocabulary      {}", size(facts.vocab_size));
+    let _ = writeln!(text, "context         {}", size(facts.context_length));
+    let _ = writeln!(text, "layers          {}", size(facts.layers));
+    let _ = writeln!(text, "tokenizer       {} tokens", size(facts.tokenizer_tokens));
+    let _ = writeln!(text, "chat template   {}", if facts.chat_template { "yes" } else { "no" });
+    for (name, share) in &facts.types {
+        let _ = writeln!(text, "{name:<15} {} tensors, {} parameters", share.tensors, share.parameters);
+    }
+    for key in &facts.unknown_config_keys {
+        let _ = writeln!(text, "config key {key} is not read by this architecture");
+    }
+    let width = facts.tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
+    for tensor in &facts.tensors {
+        let _ = writeln!(text, "{:<width$}  {:<5} {:?}", tensor.name, tensor.dtype, tensor.shape);
+    }
+    text
+}

@@ -1,0 +1,73 @@
+//! `luthier logits`: the logits of every position of a text, as a file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use luthier_checkpoint::safetensors::SafetensorsWriter;
+use luthier_checkpoint::{Dtype, Output, TensorInfo, TensorSink};
+use luthier_kernels::blocks::BlockType;
+use luthier_measure::metrics::logits::logits;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Act;
+use crate::places;
+use crate::session::{Report, Session};
+use crate::tokens::TokenIds;
+
+/// Writes the tensor `logits` (f32, [tokens, vocabulary]) of a text or of token ids. An existing file is overwritten.
+#[derive(Debug, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Logits {
+    /// The model
+    model: String,
+    /// The text
+    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens", allow_hyphen_values = true)]
+    text: Option<String>,
+    /// Token ids, used exactly as given: 1,2,3
+    #[arg(long, value_name = "IDS")]
+    tokens: Option<TokenIds>,
+    /// The decoder's complete input, for an encoder-decoder; by default its start token
+    #[arg(long, value_name = "IDS")]
+    decoder_tokens: Option<TokenIds>,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Act for Logits {
+    const NAME: &'static str = "logits";
+    const ABOUT: &'static str = "Write the logits of every position of a text";
+
+    fn act(self, _session: &Session) -> anyhow::Result<Report> {
+        let loaded = places::load(&self.model)?;
+        let ids = match (&self.text, &self.tokens) {
+            (Some(text), None) => loaded.tokenizer()?.encode_prompt(text)?,
+            (None, Some(ids)) => ids.0.clone(),
+            _ => bail!("logits takes either text or tokens"),
+        };
+        let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
+        let result = logits(loaded.model.as_ref(), &ids, decoder_ids)?;
+        let shape = [result.tokens, result.vocabulary];
+        write(&self.out, &shape, &result.values)?;
+        let json = json!({ "out": self.out, "tokens": shape[0], "vocabulary": shape[1], "token_ids": ids });
+        let text = format!("logits [{}, {}] in {}", shape[0], shape[1], self.out.display());
+        Ok(Report { json, text })
+    }
+}
+
+/// One tensor in a safetensors file, whole or not there.
+fn write(out: &Path, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
+    let info = TensorInfo {
+        name: "logits".to_string(),
+        dtype: Dtype::Weights(BlockType::F32),
+        shape: shape.to_vec(),
+    };
+    let output = Output::file(out, true, &[])?;
+    let mut writer =
+        SafetensorsWriter::create_file(output.path(), &[info], &SafetensorsWriter::pt_metadata())?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    writer.write("logits", &bytes)?;
+    writer.finish()?;
+    Ok(output.commit()?)
+}

@@ -1,0 +1,102 @@
+//! The verb table: one verb, one file, one line here, sorted by name.
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use serde::de::DeserializeOwned;
+
+use crate::session::{Report, Session};
+
+mod adapt;
+mod bench;
+mod convert;
+mod demo;
+mod diff;
+mod frontier;
+mod generate;
+mod info;
+mod lineage;
+mod logits;
+mod perplexity;
+mod pretrain;
+mod run;
+
+/// All verbs.
+pub const VERBS: &[Verb] = &[
+    verb::<adapt::Adapt>(),
+    verb::<bench::Bench>(),
+    verb::<convert::Convert>(),
+    verb::<demo::Demo>(),
+    verb::<diff::Diff>(),
+    verb::<frontier::Frontier>(),
+    verb::<generate::Generate>(),
+    verb::<info::Info>(),
+    verb::<lineage::ShowLineage>(),
+    verb::<logits::Logits>(),
+    verb::<perplexity::Perplexity>(),
+    verb::<pretrain::Pretrain>(),
+    verb::<run::Run>(),
+];
+
+/// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.
+pub trait Act: Args + FromArgMatches + DeserializeOwned {
+    /// As typed.
+    const NAME: &'static str;
+    /// One line of help.
+    const ABOUT: &'static str;
+    /// Does it.
+    fn act(self, session: &Session) -> anyhow::Result<Report>;
+}
+
+/// A line of the table.
+pub struct Verb {
+    /// As typed.
+    pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// Adds the verb's flags to its command.
+    pub augment: fn(Command) -> Command,
+    /// Runs it from flags.
+    pub run: fn(&ArgMatches, &Session) -> anyhow::Result<Report>,
+    /// Runs it from the keys of a recipe's step.
+    pub run_step: fn(serde_json::Value, &Session) -> anyhow::Result<Report>,
+}
+
+const fn verb<A: Act>() -> Verb {
+    Verb {
+        name: A::NAME,
+        about: A::ABOUT,
+        augment: |command| A::augment_args(command),
+        run: |matches, session| A::from_arg_matches(matches)?.act(session),
+        run_step: |keys, session| {
+            let action: A = crate::recipe::from_value(keys)?;
+            action.act(session)
+        },
+    }
+}
+
+/// The verb called `name`.
+pub fn find(name: &str) -> Option<&'static Verb> {
+    VERBS.iter().find(|verb| verb.name == name)
+}
+
+/// What the program does without a command.
+pub fn demonstrate(session: &Session) -> anyhow::Result<Report> {
+    demo::Demo::standard().act(session)
+}
+
+/// What a verb would do, for machines and in words.
+fn plan_report(plan: &luthier_surgery::Plan) -> anyhow::Result<Report> {
+    let mut text = String::new();
+    for tensor in &plan.tensors {
+        text.push_str(&format!("{} {} {:?} from {}\n", tensor.name, tensor.dtype, tensor.shape, tensor.from));
+    }
+    for note in &plan.notes {
+        text.push_str(&format!("{note}\n"));
+    }
+    text.push_str(&format!(
+        "{} tensors, {:.1} MB; memory at most {:.1} MB besides the mapped inputs",
+        plan.tensors.len(),
+        plan.size_bytes as f64 / 1e6,
+        plan.memory_bytes as f64 / 1e6
+    ));
+    Ok(Report { json: serde_json::to_value(plan)?, text })
+}

@@ -1,0 +1,79 @@
+//! `luthier perplexity`: how well a model predicts a text.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use luthier_measure::metrics::perplexity::{Method, perplexity};
+use serde::Deserialize;
+
+use super::Act;
+use crate::places::{self, Loaded};
+use crate::session::{Report, Session};
+
+/// Measures how well a model predicts a text: perplexity, nats per token, bits per byte.
+///
+/// `strided` (the default) scores every token of a window but the first, and with a stride below the window each token
+/// once with the rest as context. `llama.cpp` scores the second half of each full window, as llama-perplexity does.
+/// An encoder-decoder is measured by `prefix`: its encoder reads the first half of a window, the second is scored.
+#[derive(Debug, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Perplexity {
+    /// The model
+    model: String,
+    /// The text, UTF-8
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of a window [default: 1024, or the model's context where that is shorter; 512 for llama.cpp]
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
+    /// Tokens from one window's start to the next [default: the window]
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// How the text is cut: strided, llama.cpp or prefix [default: strided; prefix for an encoder-decoder]
+    #[arg(long, value_name = "METHOD", value_parser = ["strided", "llama.cpp", "prefix"])]
+    method: Option<String>,
+}
+
+impl Act for Perplexity {
+    const NAME: &'static str = "perplexity";
+    const ABOUT: &'static str = "Measure how well a model predicts a text";
+
+    fn act(self, _session: &Session) -> anyhow::Result<Report> {
+        let loaded = places::load(&self.model)?;
+        let method = self.method(&loaded)?;
+        let text = std::fs::read(&self.text).with_context(|| self.text.display().to_string())?;
+        let tokenizer = loaded.tokenizer()?;
+        let name = self.text.display().to_string();
+        let result = perplexity(loaded.model.as_ref(), &tokenizer, &name, &text, method)?;
+        let text = format!(
+            "perplexity {:.4} ({:.4} nats per token, {} bits per byte) over {} of {} tokens, {}, window {}",
+            result.perplexity,
+            result.nll_nats_per_token,
+            result.bits_per_byte.map_or("no".to_string(), |bits| format!("{bits:.4}")),
+            result.tokens_scored,
+            result.tokens,
+            result.method,
+            result.window
+        );
+        Ok(Report { json: serde_json::to_value(&result)?, text })
+    }
+}
+
+impl Perplexity {
+    fn method(&self, loaded: &Loaded) -> anyhow::Result<Method> {
+        let context = loaded.model.context_length().unwrap_or(usize::MAX);
+        let name = match (&self.method, loaded.model.is_encoder_decoder()) {
+            (Some(name), _) => name.as_str(),
+            (None, true) => "prefix",
+            (None, false) => "strided",
+        };
+        let window = self.window.unwrap_or(if name == "llama.cpp" { 512 } else { 1024 }.min(context));
+        match (name, self.stride) {
+            ("strided", stride) => Ok(Method::Strided { window, stride: stride.unwrap_or(window) }),
+            (_, Some(_)) => bail!("stride: method {name} has none; it is for strided"),
+            ("llama.cpp", None) => Ok(Method::LlamaCpp { window }),
+            ("prefix", None) => Ok(Method::Prefix { window }),
+            _ => bail!("method: wanted strided, llama.cpp or prefix, got {name}"),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Each command on the built-in model.
+
+use tempfile::tempdir;
+
+use crate::{files, has_keys, json, luthier};
+
+#[test]
+fn info_describes_the_builtin_model() {
+    let at = tempdir().unwrap();
+    let info = json(at.path(), &["info", "builtin"]);
+    has_keys(&info, &["model_type", "parameters", "file_bytes", "vocab_size", "tensors"]);
+    assert_eq!(info["model_type"], "gemma2");
+    let parameters = info["parameters"].as_u64().unwrap();
+    assert!((3_000_000..=4_500_000).contains(&parameters), "{parameters}");
+    assert!(info["file_bytes"].as_u64().unwrap() < 10_000_000);
+    has_keys(&info["tensors"][0], &["name", "dtype", "shape"]);
+}
+
+#[test]
+fn greedy_generation_is_what_bench_decodes() {
+    let at = tempdir().unwrap();
+    let bench = json(at.path(), &["bench", "builtin", "--prompt-tokens", "8", "--new-tokens", "6"]);
+    let keys = [
+        "token_ids",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "load_ms",
+        "time_to_first_token_ms",
+        "peak_rss_bytes",
+        "threads",
+    ];
+    has_keys(&bench, &keys);
+    let prompt: Vec<String> =
+        bench["prompt_token_ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let arguments =
+        ["generate", "builtin", "--tokens", &prompt.join(","), "--max-new-tokens", "6", "--ignore-eos"];
+    let generated = json(at.path(), &arguments);
+    let keys = [
+        "text",
+        "prompt_token_ids",
+        "token_ids",
+        "finish_reason",
+        "decode_tokens_per_s",
+        "time_to_first_token_ms",
+    ];
+    has_keys(&generated, &keys);
+    assert_eq!(generated["token_ids"], bench["token_ids"]);
+    assert_eq!(generated["finish_reason"], "length");
+}
+
+#[test]
+fn an_adapted_model_starts_from_its_decoder_start_token() {
+    let at = tempdir().unwrap();
+    let adapted = json(at.path(), &["adapt", "builtin", "adapted"]);
+    assert!(adapted["silenced_max_abs_difference"].as_f64().unwrap() <= 1e-5);
+    let arguments = ["generate", "adapted", "--prompt", "It was", "--max-new-tokens", "4", "--ignore-eos"];
+    let standard = json(at.path(), &arguments);
+    let said = json(at.path(), &[arguments.as_slice(), &["--decoder-tokens", "2"]].concat());
+    assert_eq!(standard["token_ids"], said["token_ids"]);
+    assert_eq!(standard["token_ids"].as_array().unwrap().len(), 4);
+    let lineage = json(at.path(), &["lineage", "adapted"]);
+    assert_eq!(lineage["verb"], "adapt");
+}
+
+#[test]
+fn a_model_goes_to_gguf_and_back_unchanged() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "folder"]);
+    json(at.path(), &["convert", "folder", "model.gguf"]);
+    json(at.path(), &["convert", "model.gguf", "back"]);
+    let without_lineage = |name: &str| {
+        let mut found = files(&at.path().join(name));
+        found.retain(|(name, _)| name != "lineage.json");
+        found
+    };
+    assert!(without_lineage("folder") == without_lineage("back"), "the files differ");
+    let difference = json(at.path(), &["diff", "folder", "model.gguf"]);
+    // Norms are f32 in GGUF and bf16 in the folder; their values are the same.
+    for key in ["only_in_a", "only_in_b", "shapes", "changed", "config"] {
+        assert_eq!(difference[key], serde_json::json!([]), "{key}");
+    }
+}
+
+#[test]
+fn logits_are_a_tensor_of_tokens_by_vocabulary() {
+    let at = tempdir().unwrap();
+    for _ in 0..2 {
+        json(at.path(), &["logits", "builtin", "--tokens", "2,10,11", "--out", "logits.any"]);
+    }
+    let bytes = std::fs::read(at.path().join("logits.any")).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    assert_eq!(header["logits"]["dtype"], "F32");
+    assert_eq!(header["logits"]["shape"], serde_json::json!([3, 4096]));
+}
+
+#[test]
+fn perplexity_counts_every_token_but_the_first_of_each_window() {
+    let at = tempdir().unwrap();
+    let text = "She was not at all surprised that he should have come so early in the day. ".repeat(20);
+    std::fs::write(at.path().join("text.txt"), text).unwrap();
+    let result = json(at.path(), &["perplexity", "builtin", "--text", "text.txt", "--window", "64"]);
+    let keys =
+        ["perplexity", "nll_nats_per_token", "bits_per_byte", "tokens_scored", "tokens", "method", "seconds"];
+    has_keys(&result, &keys);
+    let (tokens, scored) = (result["tokens"].as_u64().unwrap(), result["tokens_scored"].as_u64().unwrap());
+    assert_eq!(scored, tokens - tokens.div_ceil(64));
+}
+
+#[test]
+fn training_steps_are_timed_and_their_losses_fall() {
+    let at = tempdir().unwrap();
+    let arguments = ["bench", "builtin", "--train", "--batch", "2", "--seq", "32", "--steps", "5"];
+    let result = json(at.path(), &arguments);
+    has_keys(&result, &["train_tokens_per_s", "step_ms", "peak_rss_bytes", "losses"]);
+    let losses: Vec<f64> =
+        result["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), 5);
+    assert!(losses[4] < losses[0], "{losses:?}");
+}
+
+#[test]
+fn help_is_there_for_every_command() {
+    let at = tempdir().unwrap();
+    for verb in luthier::verbs::VERBS {
+        let output = luthier(at.path(), &[verb.name, "--help"]);
+        assert!(output.status.success(), "{}", verb.name);
+    }
+}

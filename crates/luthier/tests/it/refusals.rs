@@ -1,0 +1,84 @@
+//! Wrong use and bad input: one clear message, the right exit code, nothing half-written.
+
+use tempfile::tempdir;
+
+use crate::{json, luthier, refusal};
+
+#[test]
+fn wrong_use_ends_with_exit_code_2() {
+    let at = tempdir().unwrap();
+    for wrong in [
+        &["generate", "builtin"][..],
+        &["generate", "builtin", "--tokens", "1,,2"],
+        &["nonsense"],
+        &["info"],
+        &["perplexity", "builtin", "--text", "a", "--method", "guess"],
+    ] {
+        assert_eq!(luthier(at.path(), wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_model_that_is_none_is_named() {
+    let at = tempdir().unwrap();
+    assert!(refusal(at.path(), &["info", "missing"]).contains("missing"));
+    std::fs::write(at.path().join("text.gguf"), "this is no model").unwrap();
+    assert!(refusal(at.path(), &["info", "text.gguf"]).contains("text.gguf"));
+    std::fs::create_dir(at.path().join("empty")).unwrap();
+    assert!(refusal(at.path(), &["info", "empty"]).contains("config.json"));
+}
+
+#[test]
+fn an_existing_output_is_kept_without_force() {
+    let at = tempdir().unwrap();
+    std::fs::write(at.path().join("out"), "precious").unwrap();
+    assert!(refusal(at.path(), &["convert", "builtin", "out"]).contains("out"));
+    assert_eq!(std::fs::read(at.path().join("out")).unwrap(), b"precious");
+    std::fs::create_dir(at.path().join("demo")).unwrap();
+    assert!(refusal(at.path(), &["demo", "--out", "demo"]).contains("--force"));
+}
+
+#[test]
+fn truncated_weights_are_refused_by_every_command_that_opens_them() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "model"]);
+    let weights = at.path().join("model/model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+    for command in [
+        &["info", "model"][..],
+        &["generate", "model", "--tokens", "1"],
+        &["adapt", "model", "out"],
+        &["convert", "model", "out.gguf"],
+        &["bench", "model"],
+    ] {
+        assert!(refusal(at.path(), command).contains("model.safetensors"), "{command:?}");
+    }
+    assert!(!at.path().join("out").exists() && !at.path().join("out.gguf").exists());
+}
+
+#[test]
+fn a_config_that_contradicts_the_weights_names_the_tensor() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "model"]);
+    let path = at.path().join("model/config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, config.replace("\"intermediate_size\": 512", "\"intermediate_size\": 513"))
+        .unwrap();
+    let said = refusal(at.path(), &["info", "model"]);
+    assert!(said.contains("mlp.") && said.contains("513"), "{said}");
+}
+
+#[test]
+fn a_token_outside_of_the_vocabulary_is_refused() {
+    let at = tempdir().unwrap();
+    assert!(refusal(at.path(), &["generate", "builtin", "--tokens", "4096"]).contains("4096"));
+}
+
+#[test]
+fn a_text_that_is_not_utf_8_is_named_with_its_offset() {
+    let at = tempdir().unwrap();
+    std::fs::write(at.path().join("bad.txt"), b"good until here \xff and on").unwrap();
+    let said = refusal(at.path(), &["perplexity", "builtin", "--text", "bad.txt"]);
+    assert!(said.contains("bad.txt") && said.contains("16"), "{said}");
+}
