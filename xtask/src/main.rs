@@ -2,11 +2,15 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program for the terminal.
 
+mod bench;
+mod ci;
 mod fetch_models;
+mod gen_docs;
 mod golden;
 mod llama_cpp;
 mod parity;
 mod python_env;
+mod tidy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,10 +20,14 @@ type Verb = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
 /// Sorted by name.
 const VERBS: &[Verb] = &[
+    ("bench", "our speed beside a peer, interleaved: bench train --model FOLDER", bench::run),
+    ("ci", "everything that must pass: tests, format, clippy, tidy, generated docs, rustdoc", ci::run),
     ("fetch-models", "fetch the real models that recipes use into models/cache/", fetch_models::run),
+    ("gen", "write docs/verbs.md and its siblings from the code; --check only compares", gen_docs::run),
     ("golden", "make the golden files again: all, or those named", golden::run),
     ("parity", "compare the program with transformers and llama.cpp on SmolLM2", parity::run),
     ("python-env", "set up the pinned Python environment that golden files come from", python_env::run),
+    ("tidy", "check what no compiler does: file budgets, crate arrows, links, blobs", tidy::run),
 ];
 
 fn main() -> ExitCode {
