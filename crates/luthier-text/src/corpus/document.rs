@@ -1,5 +1,6 @@
 //! Where the texts of a corpus lie, and what of them is a document.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,10 @@ pub struct ColumnSource {
     /// Whether the first row holds the columns' names.
     #[serde(default)]
     pub header: bool,
+    /// Whether the rows are paragraphs of one document, for tables whose rows follow one another; a row that repeats
+    /// an earlier one is then left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub join: bool,
 }
 
 /// A column by its number, from 0, or by its name in the header.
@@ -135,7 +140,12 @@ fn column_of(text: &str, source: &ColumnSource) -> Result<Vec<String>> {
                 format!("row {number}: wanted column {column} (from 0), came {came} columns"),
             )
         })?;
-        documents.push(field.to_owned());
+        documents.push(field);
     }
-    Ok(documents)
+    if source.join {
+        let mut seen = HashSet::new();
+        documents.retain(|field| !field.trim().is_empty() && seen.insert(field.trim()));
+        return Ok(vec![documents.join("\n\n")]);
+    }
+    Ok(documents.into_iter().map(str::to_owned).collect())
 }

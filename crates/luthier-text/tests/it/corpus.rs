@@ -30,6 +30,9 @@ fn files_become_documents() {
         ["satu", "tiga"]
     );
 
+    let repeated = write("b.tsv", b"one\ttwo\nuno\tdos\none\ttwo\n");
+    assert_eq!(documents(format!(r#"{{"file": {repeated:?}, "column": 1, "join": true}}"#)), ["two\n\ndos"]);
+
     let error = |json: String| read(&source(&json)).unwrap_err().to_string();
     let column = error(format!(r#"{{"file": {table:?}, "column": 2}}"#));
     assert!(column.contains("row 1: wanted column 2 (from 0), came 2 columns"), "{column}");
