@@ -54,9 +54,9 @@ impl Arm {
     pub(super) fn all(out: &Path, start: &Path) -> [Arm; 3] {
         let fresh = json!({ "config": start.join("config.json"), "tokenizer": builtin::NAME });
         [
-            ("adapted", "adapted encoder-decoder", json!(start)),
-            ("random_init", "random encoder-decoder", fresh),
-            ("decoder_only", "decoder-only parent", json!(builtin::NAME)),
+            ("adapted", "adapted", json!(start)),
+            ("random_init", "random start", fresh),
+            ("decoder_only", "decoder-only", json!(builtin::NAME)),
         ]
         .map(|(key, title, model)| Arm { key, title, folder: out.join(key), model })
     }
