@@ -266,6 +266,10 @@ fn refuse_existing(target: &Path, existing: &fs::Metadata, is_folder: bool, forc
     if !force {
         return Err(Error::format(target, "exists; pass --force to replace it, or choose another place"));
     }
+    let kind = existing.file_type();
+    if !(kind.is_file() || kind.is_dir() || kind.is_symlink()) {
+        return Err(Error::format(target, "is a device or a pipe, which is not replaced; name a file"));
+    }
     if existing.is_dir() && !is_folder {
         return Err(Error::format(target, "is a folder; wanted a place for a file"));
     }

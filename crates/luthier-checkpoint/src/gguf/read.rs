@@ -228,6 +228,24 @@ fn place_tensors(
             return Err(format!("tensor {} overlaps tensor {}", after.0.name, before.0.name));
         }
     }
+    // Bytes that belong to no tensor mean a count or an offset that lies; ggml's own reader wants the same.
+    let mut expected = data_start;
+    for &idx in &by_start {
+        let (info, range) = &entries[idx];
+        if range.start != expected {
+            return Err(format!(
+                "tensor {}: begins at byte {}, the data before it ends at {expected}; a tensor is missing or an offset lies",
+                info.name, range.start
+            ));
+        }
+        expected = range.end.next_multiple_of(alignment);
+    }
+    if file_len > expected && !by_start.is_empty() {
+        return Err(format!(
+            "{} bytes after the last tensor belong to none; the tensor count lies",
+            file_len - expected
+        ));
+    }
     Ok(entries)
 }
 
