@@ -94,6 +94,7 @@ fn texts_identity(texts: &[NamedText]) -> Value {
         if let Source::Column(column) = text.source {
             identity["column"] = json!(column.column);
             identity["header"] = json!(column.header);
+            identity["join"] = json!(column.join);
         }
         identity
     };

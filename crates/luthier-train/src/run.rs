@@ -62,6 +62,8 @@ pub struct TrainEnv<'a> {
     pub read_text: &'a dyn Fn(&Path) -> Result<String>,
     /// Is told how it goes.
     pub progress: &'a mut dyn Progress,
+    /// The hashes of the files of model, tokenizer and teacher: part of what makes a run this run.
+    pub inputs: serde_json::Value,
     /// How many threads compute. The program has set them; the number is part of the run's identity.
     pub threads: usize,
     /// Whether what `out` holds is thrown away first.
@@ -96,7 +98,8 @@ pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     refuse_inputs_inside(&recipe)?;
     let texts = SourceTexts::read(&recipe, env.read_text)?;
     let (train_texts, validation_texts) = texts.named(&recipe);
-    let identity = identity::identity(&recipe, &train_texts, &validation_texts, env.threads);
+    let mut identity = identity::identity(&recipe, &train_texts, &validation_texts, env.threads);
+    identity.insert("inputs".to_string(), env.inputs.clone());
     let mut folder = RunFolder::open(&recipe.out, env.force)?;
     let begun = begin(&mut folder, &recipe, &identity, texts, env.open);
     let (mut trainer, mut log, parts) = match begun {

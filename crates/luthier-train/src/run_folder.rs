@@ -126,7 +126,11 @@ impl RunFolder {
             remove(&target)?;
         }
         fs::create_dir(&partial).map_err(Error::io(&partial))?;
-        write(&partial)?;
+        if let Err(error) = write(&partial) {
+            // A full disk is not helped by what could not be finished; the first error is the one to tell.
+            let _ = remove(&partial);
+            return Err(error);
+        }
         for entry in fs::read_dir(&partial).map_err(Error::io(&partial))? {
             let path = entry.map_err(Error::io(&partial))?.path();
             File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io(&path))?;

@@ -143,7 +143,14 @@ pub(crate) fn run_with(
         let parents = vec![Parent::of_bytes(&format!("{source:?}"), &[])];
         Ok(Opened { model, tokenizer: Some(tokenizer), side_files, parents, tensors: None })
     };
-    let env = TrainEnv { open: &mut open, read_text: &read_text_file, progress, threads: 2, force };
+    let env = TrainEnv {
+        open: &mut open,
+        read_text: &read_text_file,
+        progress,
+        inputs: serde_json::Value::Null,
+        threads: 2,
+        force,
+    };
     luthier_train::run(recipe, env)
 }
 
