@@ -125,3 +125,17 @@ pub fn input(model: &str) -> anyhow::Result<Input> {
     }
     Ok(input)
 }
+
+/// Refuses to replace anything but a model by a model: `--force` is no leave to lose a folder of other files.
+pub fn check_replaceable(out: &Path) -> anyhow::Result<()> {
+    let to_file = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    if out.is_file() && !to_file {
+        bail!("{}: is a file; wanted a place for a folder", out.display());
+    }
+    let is_model = ["config.json", "lineage.json"].iter().any(|name| out.join(name).exists());
+    let is_empty = || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+    if out.is_dir() && !is_model && !is_empty() {
+        bail!("{}: holds files but no model; only models are replaced, choose another place", out.display());
+    }
+    Ok(())
+}

@@ -5,16 +5,17 @@ use candle_core::Device;
 use luthier_arch::LoadOptions;
 use luthier_checkpoint::lineage::Parent;
 use luthier_train::bench::WARM_UP_STEPS;
-use luthier_train::recipe::ModelSource;
+use luthier_train::recipe::{ModelSource, RandomModel};
 use luthier_train::run::BoxError;
 use luthier_train::{Opened, Outcome, Purpose, Recipe, TrainEnv};
+use serde_json::{Value, json};
 
 use crate::progress::TrainingDisplay;
 use crate::session::Session;
 use crate::{places, texts};
 
-/// Runs a recipe; `label` stands before the lines that a person reads meanwhile.
-pub fn train(recipe: &Recipe, session: &Session, label: &str) -> anyhow::Result<Outcome> {
+/// Runs a recipe; `label` stands before the lines that a person reads meanwhile. `force` throws away what `out` holds.
+pub fn train(recipe: &Recipe, session: &Session, label: &str, force: bool) -> anyhow::Result<Outcome> {
     if let Some(threads) = recipe.threads {
         luthier_kernels::pool::set_threads(usize::try_from(threads)?);
     }
@@ -26,11 +27,45 @@ pub fn train(recipe: &Recipe, session: &Session, label: &str) -> anyhow::Result<
         read_text: &texts::read,
         progress: &mut display,
         threads: luthier_kernels::pool::threads(),
-        force: false,
+        inputs: inputs(recipe)?,
+        force,
     };
     let outcome = luthier_train::run(recipe, env);
     luthier_kernels::pool::set_threads(session.thread_count());
     Ok(outcome?)
+}
+
+/// The hashes of all model files that a run depends on.
+fn inputs(recipe: &Recipe) -> anyhow::Result<Value> {
+    let files_of = |parent: Parent| serde_json::to_value(parent.files);
+    let hashes = |model: &str| -> anyhow::Result<Value> {
+        let input = places::input(model)?;
+        Ok(files_of(match input.record {
+            Some(record) => record,
+            None => Parent::of_place(model, &input.checkpoint.place)?,
+        })?)
+    };
+    let model = match &recipe.model {
+        ModelSource::Place(place) => hashes(place)?,
+        ModelSource::Random(random) => {
+            Value::Array(random_parents(random)?.into_iter().map(files_of).collect::<Result<Vec<_>, _>>()?)
+        }
+    };
+    let teacher = recipe.teacher.as_deref().map(hashes).transpose()?;
+    Ok(json!({ "model": model, "teacher": teacher }))
+}
+
+/// The config and the tokenizer that a run with random weights starts from.
+fn random_parents(random: &RandomModel) -> anyhow::Result<Vec<Parent>> {
+    let config_name = random.config.display().to_string();
+    let config = std::fs::read(&random.config).with_context(|| config_name.clone())?;
+    let side_files = places::side_files(&random.tokenizer)?;
+    let tokenizer_files: Vec<(&str, &[u8])> =
+        side_files.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect();
+    Ok(vec![
+        Parent::of_bytes(&config_name, &[("config.json", config.as_slice())]),
+        Parent::of_bytes(&random.tokenizer, &tokenizer_files),
+    ])
 }
 
 fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
@@ -59,15 +94,7 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
             let model = luthier_arch::init(&config, seed, true, &Device::Cpu)
                 .with_context(|| random.config.display().to_string())?;
             tokenizer.check_fits(model.vocab_size())?;
-            let config_bytes = std::fs::read(&random.config)?;
-            let config_name = random.config.display().to_string();
-            let config_file = [(config_name.as_str(), config_bytes.as_slice())];
-            let tokenizer_files: Vec<(&str, &[u8])> =
-                side_files.iter().map(|file| (file.name.as_str(), file.bytes.as_slice())).collect();
-            let parents = vec![
-                Parent::of_bytes(&config_name, &config_file),
-                Parent::of_bytes(&random.tokenizer, &tokenizer_files),
-            ];
+            let parents = random_parents(random)?;
             Ok(Opened { model, tokenizer: Some(tokenizer), side_files, parents, tensors: None })
         }
         (ModelSource::Random(_), Purpose::Teach) => bail!("a teacher needs weights; name a MODEL"),

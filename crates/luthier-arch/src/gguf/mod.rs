@@ -14,7 +14,7 @@ mod write;
 pub use names::name_of;
 pub use open::{open, open_gguf};
 pub use transform::Transform;
-pub use write::{GgufForm, GgufOrigin, GgufTensor, plan};
+pub use write::{GgufForm, GgufOrigin, GgufTensor, ignored_window, plan};
 
 /// Metadata key of the config.json, as text.
 pub const CONFIG_KEY: &str = "luthier.config";

@@ -86,6 +86,18 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
     Ok(GgufForm { metadata, tensors })
 }
 
+/// The shortest attention window of a model whose GGUF form loses it: llama.cpp applies windows to Gemma 2 alone among
+/// the architectures that we write, and computes something else for texts longer than this. None: nothing is lost.
+pub fn ignored_window(config: &Map<String, Value>) -> Result<Option<usize>> {
+    let keys = Keys::new(config)?;
+    let architecture = table::architecture(&keys)?;
+    let ModelShape::DecoderOnly { stack, .. } = (architecture.shape)(&keys)? else { return Ok(None) };
+    if architecture.model_type == "gemma2" {
+        return Ok(None);
+    }
+    Ok(stack.layers.iter().filter_map(|layer| layer.attention.window).min())
+}
+
 fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(String, GgufValue)>> {
     let layer = &stack.layers[0];
     let attention = &layer.attention;

@@ -48,7 +48,7 @@ pub struct Report {
 
 /// What `run` would write, from headers alone.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
-    let notes = check(input, options)?;
+    let notes = check(input, out, options)?;
     if is_gguf(out) {
         let (infos, origins) = gguf::planned(input, options)?;
         return Ok(Plan::new(&infos, origins.iter().map(Origin::describe).collect(), notes));
@@ -60,7 +60,7 @@ pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
 
 /// Writes the model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
-    let notes = check(input, options)?;
+    let notes = check(input, out, options)?;
     let summary =
         if is_gguf(out) { gguf::write(input, out, options)? } else { to_folder(input, out, options)? };
     Ok(Report {
@@ -76,7 +76,7 @@ fn is_gguf(out: &Path) -> bool {
 }
 
 /// What is refused before a weight is read, and what to know.
-fn check(input: &Input, options: &Options) -> Result<Vec<String>> {
+fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
     if let Some(dtype) = options.dtype
         && ![Dtype::F32, Dtype::F16, Dtype::BF16].contains(&dtype)
     {
@@ -84,6 +84,14 @@ fn check(input: &Input, options: &Options) -> Result<Vec<String>> {
     }
     let mut notes = Vec::new();
     match fit::checked_layout(&input.checkpoint) {
+        Ok(_) if is_gguf(out) => {
+            if let Some(window) = luthier_arch::gguf::ignored_window(&input.checkpoint.config)? {
+                notes.push(format!(
+                    "config key sliding_window: llama.cpp does not apply it to this architecture and computes something \
+                     else for texts longer than {window} tokens; luthier applies it"
+                ));
+            }
+        }
         Ok(_) => {}
         Err(Error::Architecture(luthier_arch::Error::UnknownArchitecture { model_type, .. })) => {
             notes.push(format!(

@@ -59,6 +59,7 @@ impl Act for Adapt {
         if self.plan {
             return super::plan_report(&adapt::plan(&encoder, &decoder, &options)?);
         }
+        places::check_replaceable(&self.out)?;
         let result = adapt::run(&encoder, &decoder, &self.out, &options)?;
         for note in &result.notes {
             session.note(note);

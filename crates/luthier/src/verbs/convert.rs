@@ -43,6 +43,7 @@ impl Act for Convert {
         if self.plan {
             return super::plan_report(&convert::plan(&input, &self.out, &options)?);
         }
+        places::check_replaceable(&self.out)?;
         let result = convert::run(&input, &self.out, &options)?;
         for note in &result.notes {
             session.note(note);

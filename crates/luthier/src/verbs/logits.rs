@@ -49,7 +49,7 @@ impl Act for Logits {
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
         let result = logits(loaded.model.as_ref(), &ids, decoder_ids)?;
         let shape = [result.tokens, result.vocabulary];
-        write(&self.out, &shape, &result.values)?;
+        write(&self.out, &loaded.checkpoint.place, &shape, &result.values)?;
         let json = json!({ "out": self.out, "tokens": shape[0], "vocabulary": shape[1], "token_ids": ids });
         let text = format!("logits [{}, {}] in {}", shape[0], shape[1], self.out.display());
         Ok(Report { json, text })
@@ -57,13 +57,13 @@ impl Act for Logits {
 }
 
 /// One tensor in a safetensors file, whole or not there.
-fn write(out: &Path, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
+fn write(out: &Path, model: &Path, shape: &[usize], values: &[f32]) -> anyhow::Result<()> {
     let info = TensorInfo {
         name: "logits".to_string(),
         dtype: Dtype::Weights(BlockType::F32),
         shape: shape.to_vec(),
     };
-    let output = Output::file(out, true, &[])?;
+    let output = Output::file(out, true, &[model])?;
     let mut writer =
         SafetensorsWriter::create_file(output.path(), &[info], &SafetensorsWriter::pt_metadata())?;
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -17,6 +17,10 @@ use crate::{recipe, training};
 pub(super) struct Pretrain {
     /// The recipe, a YAML file
     recipe: PathBuf,
+    /// Throw away what the recipe's out holds and start over
+    #[arg(long)]
+    #[serde(default)]
+    force: bool,
 }
 
 impl Act for Pretrain {
@@ -26,7 +30,7 @@ impl Act for Pretrain {
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let recipe: Recipe = recipe::from_file(&self.recipe)?;
-        let outcome = training::train(&recipe, session, "")?;
+        let outcome = training::train(&recipe, session, "", self.force)?;
         let mut json = serde_json::to_value(&outcome)?;
         json["out"] = json!(recipe.out);
         json["was_finished"] = json!(outcome.was_finished);

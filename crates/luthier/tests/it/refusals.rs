@@ -34,6 +34,10 @@ fn an_existing_output_is_kept_without_force() {
     std::fs::write(at.path().join("out"), "precious").unwrap();
     assert!(refusal(at.path(), &["convert", "builtin", "out"]).contains("out"));
     assert_eq!(std::fs::read(at.path().join("out")).unwrap(), b"precious");
+    std::fs::create_dir(at.path().join("letters")).unwrap();
+    std::fs::write(at.path().join("letters/one.txt"), "precious").unwrap();
+    assert!(refusal(at.path(), &["convert", "builtin", "letters", "--force"]).contains("no model"));
+    assert!(refusal(at.path(), &["convert", "builtin", "out", "--force"]).contains("is a file"));
     std::fs::create_dir(at.path().join("demo")).unwrap();
     assert!(refusal(at.path(), &["demo", "--out", "demo"]).contains("--force"));
 }

@@ -36,7 +36,6 @@ pub(super) struct Arm {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Numbers {
     pub(super) validation_loss_nats: f64,
-    pub(super) validation_loss_before_nats: f64,
     pub(super) train_tokens: u64,
     pub(super) parameters: usize,
     pub(super) file_bytes: u64,
@@ -79,7 +78,7 @@ pub(super) fn train(arm: &Arm, seed: u64, session: &Session) -> anyhow::Result<(
         "validation_tokens": 8192,
         "seed": seed,
     }))?;
-    training::train(&recipe, session, &format!("{}: ", arm.title))?;
+    training::train(&recipe, session, &format!("{}: ", arm.title), false)?;
     Ok(())
 }
 
@@ -102,7 +101,6 @@ pub(super) fn measure(arm: &Arm, session: &Session) -> anyhow::Result<Numbers> {
     let curve = curve(&arm.folder)?;
     Ok(Numbers {
         validation_loss_nats: loss.nats_per_token,
-        validation_loss_before_nats: curve.first().map_or(f64::NAN, |point| point.1),
         train_tokens: curve.last().map_or(0, |point| point.0),
         parameters: facts.parameters,
         file_bytes: facts.file_bytes,

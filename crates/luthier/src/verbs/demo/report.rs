@@ -72,16 +72,15 @@ fn verdict(measured: &[Numbers]) -> String {
 /// What the terminal shows.
 pub(super) fn words(arms: &[Arm], measured: &[Numbers], samples: &[Sample], report: &Path) -> String {
     let mut text = format!(
-        "{:<24} {:>10} {:>10} {:>10} {:>9} {:>12} {:>12} {:>10}\n",
-        "", "loss, nats", "before", "parameters", "file MB", "prompt tok/s", "decode tok/s", "memory MB"
+        "{:<24} {:>10} {:>10} {:>9} {:>12} {:>12} {:>10}\n",
+        "", "loss, nats", "parameters", "file MB", "prompt tok/s", "decode tok/s", "memory MB"
     );
     for (arm, numbers) in arms.iter().zip(measured) {
         let _ = writeln!(
             text,
-            "{:<24} {:>10.3} {:>10.3} {:>10} {:>9.1} {:>12.0} {:>12.0} {:>10.1}",
+            "{:<24} {:>10.3} {:>10} {:>9.1} {:>12.0} {:>12.0} {:>10.1}",
             arm.title,
             numbers.validation_loss_nats,
-            numbers.validation_loss_before_nats,
             numbers.parameters,
             numbers.file_bytes as f64 / 1e6,
             numbers.prefill_tokens_per_s,
@@ -93,7 +92,7 @@ pub(super) fn words(arms: &[Arm], measured: &[Numbers], samples: &[Sample], repo
     if let Some(sample) = samples.first() {
         let _ = writeln!(
             text,
-            "\nThe adapted model goes on from\n\n{}\nwith\n\n{}",
+            "\nPrompt:\n\n{}\nThe adapted model goes on:\n\n{}",
             sample.prompt,
             sample.continuation.trim()
         );
