@@ -41,6 +41,17 @@ impl Output {
         Output::begin(target, false, force, inputs)
     }
 
+    /// Refuses what [`Output::folder`] (`is_folder`) or [`Output::file`] would refuse, and touches nothing.
+    pub fn check(target: &Path, is_folder: bool, force: bool, inputs: &[&Path]) -> Result<()> {
+        let Some(name) = target.file_name() else { return Err(no_place(target)) };
+        let target = target.with_file_name(name);
+        refuse_near_inputs(&target, inputs)?;
+        match fs::symlink_metadata(&target) {
+            Ok(existing) => refuse_existing(&target, &existing, is_folder, force),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Where to write meanwhile: an existing empty folder, or an existing empty file.
     pub fn path(&self) -> &Path {
         &self.temporary
@@ -78,7 +89,7 @@ impl Output {
 
     fn begin(target: &Path, is_folder: bool, force: bool, inputs: &[&Path]) -> Result<Output> {
         let Some(name) = target.file_name().map(OsStr::to_os_string) else {
-            return Err(Error::format(target, "is no place for an output; name a new file or folder"));
+            return Err(no_place(target));
         };
         // Without the slash that may stand at the end, so that a link is replaced, not what it points to.
         let target = target.with_file_name(&name);
@@ -186,6 +197,10 @@ impl Drop for Output {
             let _ = fs::remove_dir(parent);
         }
     }
+}
+
+fn no_place(target: &Path) -> Error {
+    Error::format(target, "is no place for an output; name a new file or folder")
 }
 
 fn parent_of(target: &Path) -> &Path {

@@ -34,11 +34,13 @@ pub struct Info {
     pub tokenizer_tokens: Option<usize>,
     /// Whether a chat template is there.
     pub chat_template: bool,
+    /// Names that are another weight once more.
+    pub tied: Vec<TiedName>,
     /// Stored types, and how much of the model is in each.
     pub types: BTreeMap<String, TypeShare>,
     /// Config keys that its architecture does not read; they are kept all the same.
     pub unknown_config_keys: Vec<String>,
-    /// Every tensor, in file order.
+    /// Every tensor, in file order; a tied weight twice where the file carries it twice.
     pub tensors: Vec<TensorLine>,
 }
 
@@ -49,6 +51,14 @@ pub struct TypeShare {
     pub tensors: usize,
     pub parameters: usize,
     pub size_bytes: usize,
+}
+
+/// A name that stands for the weight of another; `parameters` counts it once.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+#[allow(missing_docs)]
+pub struct TiedName {
+    pub name: String,
+    pub target: String,
 }
 
 /// One tensor.
@@ -84,6 +94,7 @@ pub fn run(checkpoint: &Checkpoint) -> Result<Info> {
         chat_template: named("chat_template.jinja")
             || named("chat_template.json")
             || template_in_config(checkpoint),
+        tied: layout.as_ref().map_or_else(Vec::new, tied),
         types: types(infos),
         unknown_config_keys,
         tensors: infos
@@ -118,6 +129,11 @@ fn layers(layout: &Layout) -> usize {
     layers.sort_unstable();
     layers.dedup();
     layers.len()
+}
+
+fn tied(layout: &Layout) -> Vec<TiedName> {
+    let ties = layout.ties.iter();
+    ties.map(|tie| TiedName { name: tie.name.clone(), target: tie.target.clone() }).collect()
 }
 
 fn types(infos: &[TensorInfo]) -> BTreeMap<String, TypeShare> {

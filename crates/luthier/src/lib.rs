@@ -1,6 +1,7 @@
 //! The program's parts, for itself, its tests and the generated docs. The only crate that reads the command line and
 //! the environment and prints.
 
+pub mod bounded;
 pub mod builtin;
 pub mod dtype;
 pub mod fingerprint;

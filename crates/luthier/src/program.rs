@@ -45,6 +45,14 @@ pub fn command() -> Command {
     command
 }
 
+/// Ends the program as clap does when options do not make sense: what is wrong, the verb's usage, exit code 2.
+pub fn wrong_use(verb: &str, what: &str) -> ! {
+    let mut command = command();
+    command.build();
+    let verb = command.find_subcommand_mut(verb).expect("a verb of the table");
+    verb.error(clap::error::ErrorKind::ValueValidation, what).exit()
+}
+
 #[allow(clippy::print_stderr)]
 fn complain(error: &anyhow::Error) {
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();

@@ -56,10 +56,10 @@ impl Act for Adapt {
             seed: self.seed.unwrap_or(1),
             force: self.force,
         };
+        places::check_out(&self.out, self.force, &[&encoder, &decoder])?;
         if self.plan {
             return super::plan_report(&adapt::plan(&encoder, &decoder, &options)?);
         }
-        places::check_replaceable(&self.out)?;
         let result = adapt::run(&encoder, &decoder, &self.out, &options)?;
         for note in &result.notes {
             session.note(note);

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use anyhow::bail;
 use luthier_measure::metrics::bench::{BenchOptions, bench};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
+use crate::bounded::AtLeast;
 use crate::places;
 use crate::session::{Report, Session};
 use crate::training;
@@ -23,32 +23,42 @@ pub(super) struct Bench {
     /// The model
     model: String,
     /// Tokens of the prompt [default: 512, or half the context where that is shorter]
-    #[arg(long, value_name = "N", conflicts_with = "train")]
-    prompt_tokens: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "train")]
+    prompt_tokens: Option<AtLeast<1>>,
     /// Tokens to decode [default: 128, or a quarter of the context]
-    #[arg(long, value_name = "N", conflicts_with = "train")]
-    new_tokens: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "train")]
+    new_tokens: Option<AtLeast<2>>,
     /// Timed runs, of which the median counts [default: 1]
-    #[arg(long, value_name = "N", conflicts_with = "train")]
-    runs: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "train")]
+    runs: Option<AtLeast<1>>,
     /// Time training steps instead
     #[arg(long)]
     #[serde(default)]
     train: bool,
     /// Sequences of a training step [default: 4]
-    #[arg(long, value_name = "N", requires = "train")]
-    batch: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
+    batch: Option<AtLeast<1>>,
     /// Tokens of a sequence [default: 256]
-    #[arg(long, value_name = "N", requires = "train")]
-    seq: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
+    seq: Option<AtLeast<2>>,
     /// Training steps, the two for warming up included [default: 8]
-    #[arg(long, value_name = "N", requires = "train")]
-    steps: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
+    steps: Option<AtLeast<3>>,
 }
 
 impl Act for Bench {
     const NAME: &'static str = "bench";
     const ABOUT: &'static str = "Measure speed and memory: prompt, decoding, or training steps";
+
+    fn check(&self) -> Result<(), String> {
+        let decoding = self.prompt_tokens.is_some() || self.new_tokens.is_some() || self.runs.is_some();
+        let training = self.batch.is_some() || self.seq.is_some() || self.steps.is_some();
+        match self.train {
+            true if decoding => Err("prompt_tokens, new_tokens and runs do not go with train".to_string()),
+            false if training => Err("batch, seq and steps belong to train".to_string()),
+            _ => Ok(()),
+        }
+    }
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         if self.train { self.training(session) } else { self.decoding(session) }
@@ -57,17 +67,14 @@ impl Act for Bench {
 
 impl Bench {
     fn decoding(&self, session: &Session) -> anyhow::Result<Report> {
-        if self.batch.or(self.seq).or(self.steps).is_some() {
-            bail!("batch, seq and steps belong to --train");
-        }
         let started = Instant::now();
         let loaded = places::load(&self.model)?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         let context = loaded.model.context_length().unwrap_or(usize::MAX);
         let options = BenchOptions {
-            prompt_tokens: self.prompt_tokens.unwrap_or(512.min(context / 2)),
-            new_tokens: self.new_tokens.unwrap_or(128.min(context / 4)),
-            runs: self.runs.unwrap_or(1),
+            prompt_tokens: self.prompt_tokens.map_or(512.min(context / 2), |n| n.0),
+            new_tokens: self.new_tokens.map_or(128.min(context / 4), |n| n.0),
+            runs: self.runs.map_or(1, |n| n.0),
         };
         let result = bench(loaded.model.as_ref(), options)?;
         let mut json = serde_json::to_value(&result)?;
@@ -85,7 +92,9 @@ impl Bench {
     }
 
     fn training(&self, session: &Session) -> anyhow::Result<Report> {
-        let (batch, seq, steps) = (self.batch.unwrap_or(4), self.seq.unwrap_or(256), self.steps.unwrap_or(8));
+        let batch = self.batch.map_or(4, |n| n.0);
+        let seq = self.seq.map_or(256, |n| n.0);
+        let steps = self.steps.map_or(8, |n| n.0);
         let result = training::bench(&self.model, batch, seq, steps)?;
         let peak_rss_bytes = luthier_measure::memory::peak_rss_bytes()?;
         let text = format!(

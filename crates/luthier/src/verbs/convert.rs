@@ -40,10 +40,10 @@ impl Act for Convert {
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let input = places::input(&self.model)?;
         let options = convert::Options { dtype: self.dtype.map(FloatType::dtype), force: self.force };
+        places::check_out(&self.out, self.force, &[&input])?;
         if self.plan {
             return super::plan_report(&convert::plan(&input, &self.out, &options)?);
         }
-        places::check_replaceable(&self.out)?;
         let result = convert::run(&input, &self.out, &options)?;
         for note in &result.notes {
             session.note(note);

@@ -104,11 +104,41 @@ impl Demo {
             );
         }
         std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+        refuse_foreign_files(&out)?;
         for name in OUTPUTS {
             remove(&out.join(name))?;
         }
         Ok(out)
     }
+}
+
+/// Refuses a folder that holds anything but a demonstration, whole or begun.
+fn refuse_foreign_files(out: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(out).with_context(|| out.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_output = |output: &&str| match path.is_dir() {
+            true => name == **output && is_model_or_run(&path),
+            false => name == **output && output.contains('.'),
+        };
+        // A demonstration that was killed leaves what it was writing.
+        let is_remnant = OUTPUTS.iter().any(|output| name.starts_with(&format!(".{output}.luthier-")))
+            || (name.starts_with("measurements.json.") && name.ends_with(".part"));
+        if !is_remnant && !OUTPUTS.iter().any(|output| is_output(output)) {
+            bail!(
+                "{}: is not part of a demonstration; move it away, or choose another --out",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether a folder holds a model, a training run, or nothing.
+fn is_model_or_run(folder: &Path) -> bool {
+    let known = ["config.json", "lineage.json", "run.json", "metrics.jsonl"];
+    known.iter().any(|name| folder.join(name).exists())
+        || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

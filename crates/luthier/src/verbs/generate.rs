@@ -4,11 +4,12 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::bail;
-use luthier_generate::GenerateOptions;
+use luthier_generate::{FinishReason, GenerateOptions, Generation};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
+use crate::bounded::{AtLeast, NotNegative, Positive, Share};
 use crate::places::{self, Loaded};
 use crate::session::{Report, Session};
 use crate::tokens::TokenIds;
@@ -22,7 +23,7 @@ pub(super) struct Generate {
     /// The model
     model: String,
     /// Text to continue
-    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens", allow_hyphen_values = true)]
+    #[arg(long, conflicts_with = "tokens", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Token ids to continue, used exactly as given: 1,2,3 (works without a tokenizer)
     #[arg(long, value_name = "IDS")]
@@ -31,23 +32,23 @@ pub(super) struct Generate {
     #[arg(long, value_name = "IDS")]
     decoder_tokens: Option<TokenIds>,
     /// Stop after this many new tokens [default: 128]
-    #[arg(long, value_name = "N")]
-    max_new_tokens: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_new_tokens: Option<AtLeast<0>>,
     /// What logits are divided by before sampling; 0 is greedy [default: 0]
-    #[arg(long, value_name = "T")]
-    temperature: Option<f64>,
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<NotNegative>,
     /// Sample among the K most likely tokens; 0 is off [default: 0]
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<AtLeast<0>>,
     /// Sample among the fewest tokens whose probabilities reach this sum; 1 is off [default: 1]
-    #[arg(long, value_name = "P")]
-    top_p: Option<f64>,
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<Share>,
     /// Sample among tokens at least this fraction as likely as the likeliest; 0 is off [default: 0]
-    #[arg(long, value_name = "P")]
-    min_p: Option<f64>,
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<Share>,
     /// Makes tokens that were read or written less likely; 1 is off [default: 1]
-    #[arg(long, value_name = "R")]
-    repetition_penalty: Option<f64>,
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    repetition_penalty: Option<Positive>,
     /// Seed of sampling [default: 0]
     #[arg(long)]
     seed: Option<u64>,
@@ -65,6 +66,16 @@ impl Act for Generate {
     const NAME: &'static str = "generate";
     const ABOUT: &'static str = "Continue a prompt";
 
+    fn check(&self) -> Result<(), String> {
+        if self.prompt.is_some() == self.tokens.is_some() {
+            return Err("generate takes one of --prompt TEXT and --tokens IDS".to_string());
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err("stop: wanted a text to end before, came an empty one".to_string());
+        }
+        Ok(())
+    }
+
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let loaded = places::load(&self.model)?;
         let tokenizer = match self.prompt.is_some() || !self.stop.is_empty() {
@@ -74,7 +85,7 @@ impl Act for Generate {
         let prompt_ids = match (&self.prompt, &self.tokens, &tokenizer) {
             (Some(prompt), None, Some(tokenizer)) => prompt_tokens(&loaded, tokenizer, prompt)?,
             (None, Some(ids), _) => ids.0.clone(),
-            _ => bail!("generate takes either prompt or tokens"),
+            _ => bail!("generate takes one of --prompt TEXT and --tokens IDS"),
         };
         let options = self.options(loaded.end_ids(tokenizer.as_ref()));
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
@@ -105,6 +116,7 @@ impl Act for Generate {
             "decode_tokens_per_s": generation.decode_tokens_per_s(),
             "time_to_first_token_ms": first_ms,
         });
+        self.note_full_context(&loaded, &generation, session);
         let ids: Vec<String> = generation.token_ids.iter().map(u32::to_string).collect();
         let text = if text.is_some() { String::new() } else { ids.join(",") };
         Ok(Report { json, text })
@@ -115,16 +127,30 @@ impl Generate {
     fn options(&self, eos_token_ids: Vec<u32>) -> GenerateOptions {
         let standard = GenerateOptions::default();
         GenerateOptions {
-            max_new_tokens: self.max_new_tokens.unwrap_or(standard.max_new_tokens),
-            temperature: self.temperature.unwrap_or(standard.temperature),
-            top_k: self.top_k.unwrap_or(standard.top_k),
-            top_p: self.top_p.unwrap_or(standard.top_p),
-            min_p: self.min_p.unwrap_or(standard.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(standard.repetition_penalty),
+            max_new_tokens: self.max_new_tokens.map_or(standard.max_new_tokens, |n| n.0),
+            temperature: self.temperature.map_or(standard.temperature, |t| t.0),
+            top_k: self.top_k.map_or(standard.top_k, |k| k.0),
+            top_p: self.top_p.map_or(standard.top_p, |p| p.0),
+            min_p: self.min_p.map_or(standard.min_p, |p| p.0),
+            repetition_penalty: self.repetition_penalty.map_or(standard.repetition_penalty, |r| r.0),
             seed: self.seed.unwrap_or(standard.seed),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             eos_token_ids,
+        }
+    }
+
+    /// Says where a continuation ended before its length was reached: the context does not slide.
+    fn note_full_context(&self, loaded: &Loaded, generation: &Generation, session: &Session) {
+        let wanted = self.options(Vec::new()).max_new_tokens;
+        let got = generation.token_ids.len();
+        if generation.finish_reason == FinishReason::Length
+            && got < wanted
+            && let Some(context) = loaded.model.context_length()
+        {
+            session.note(&format!(
+                "ended after {got} of {wanted} new tokens: the model's context of {context} tokens is full"
+            ));
         }
     }
 }

@@ -30,11 +30,27 @@ impl Act for Info {
     }
 }
 
+/// The tensors, and below them, where a terminal ends, what they come to.
 fn words(facts: &Facts) -> String {
     let mut text = String::new();
+    let width = facts.tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
+    for tensor in &facts.tensors {
+        let _ = writeln!(text, "{:<width$}  {:<5} {:?}", tensor.name, tensor.dtype, tensor.shape);
+    }
     let known = if facts.known_architecture { "" } else { " (not an architecture that luthier runs)" };
-    let _ = writeln!(text, "model_type      {}{known}", facts.model_type);
+    let _ = writeln!(text, "\nmodel_type      {}{known}", facts.model_type);
     let _ = writeln!(text, "parameters      {}", facts.parameters);
+    for tie in &facts.tied {
+        let _ = writeln!(text, "tied            {} is {}, counted once", tie.name, tie.target);
+    }
+    let stored: usize = facts.types.values().map(|share| share.parameters).sum();
+    for (name, share) in &facts.types {
+        let _ = writeln!(text, "stored as {name:<5} {} tensors, {} values", share.tensors, share.parameters);
+    }
+    if stored > facts.parameters && !facts.tied.is_empty() {
+        let again = stored - facts.parameters;
+        let _ = writeln!(text, "stored twice    {again} values, of tied weights that the file repeats");
+    }
     let _ = writeln!(text, "file            {:.1} MB", facts.file_bytes as f64 / 1e6);
     let size = |value: Option<usize>| value.map_or("-".to_string(), |value| value.to_string());
     let _ = writeln!(text, "vocabulary      {}", size(facts.vocab_size));
@@ -42,15 +58,8 @@ fn words(facts: &Facts) -> String {
     let _ = writeln!(text, "layers          {}", size(facts.layers));
     let _ = writeln!(text, "tokenizer       {} tokens", size(facts.tokenizer_tokens));
     let _ = writeln!(text, "chat template   {}", if facts.chat_template { "yes" } else { "no" });
-    for (name, share) in &facts.types {
-        let _ = writeln!(text, "{name:<15} {} tensors, {} parameters", share.tensors, share.parameters);
-    }
     for key in &facts.unknown_config_keys {
         let _ = writeln!(text, "config key {key} is not read by this architecture");
-    }
-    let width = facts.tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
-    for tensor in &facts.tensors {
-        let _ = writeln!(text, "{:<width$}  {:<5} {:?}", tensor.name, tensor.dtype, tensor.shape);
     }
     text
 }

@@ -22,7 +22,7 @@ pub(super) struct Logits {
     /// The model
     model: String,
     /// The text
-    #[arg(long, required_unless_present = "tokens", conflicts_with = "tokens", allow_hyphen_values = true)]
+    #[arg(long, conflicts_with = "tokens", allow_hyphen_values = true)]
     text: Option<String>,
     /// Token ids, used exactly as given: 1,2,3
     #[arg(long, value_name = "IDS")]
@@ -39,12 +39,22 @@ impl Act for Logits {
     const NAME: &'static str = "logits";
     const ABOUT: &'static str = "Write the logits of every position of a text";
 
-    fn act(self, _session: &Session) -> anyhow::Result<Report> {
+    fn check(&self) -> Result<(), String> {
+        match self.text.is_some() == self.tokens.is_some() {
+            true => Err("logits takes one of --text TEXT and --tokens IDS".to_string()),
+            false => Ok(()),
+        }
+    }
+
+    fn act(self, session: &Session) -> anyhow::Result<Report> {
+        if let Some(text) = self.text.as_deref().filter(|text| Path::new(text).is_file()) {
+            session.note(&format!("--text {text} was taken as the text itself, not as the name of the file"));
+        }
         let loaded = places::load(&self.model)?;
         let ids = match (&self.text, &self.tokens) {
             (Some(text), None) => loaded.tokenizer()?.encode_prompt(text)?,
             (None, Some(ids)) => ids.0.clone(),
-            _ => bail!("logits takes either text or tokens"),
+            _ => bail!("logits takes one of --text TEXT and --tokens IDS"),
         };
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
         let result = logits(loaded.model.as_ref(), &ids, decoder_ids)?;

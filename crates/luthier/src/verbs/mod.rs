@@ -42,6 +42,10 @@ pub trait Act: Args + FromArgMatches + DeserializeOwned {
     const NAME: &'static str;
     /// One line of help.
     const ABOUT: &'static str;
+    /// What options say only together, before anything is opened; the message says what is wrong.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
     /// Does it.
     fn act(self, session: &Session) -> anyhow::Result<Report>;
 }
@@ -65,9 +69,14 @@ const fn verb<A: Act>() -> Verb {
         name: A::NAME,
         about: A::ABOUT,
         augment: |command| A::augment_args(command),
-        run: |matches, session| A::from_arg_matches(matches)?.act(session),
+        run: |matches, session| {
+            let action = A::from_arg_matches(matches)?;
+            action.check().unwrap_or_else(|what| crate::program::wrong_use(A::NAME, &what));
+            action.act(session)
+        },
         run_step: |keys, session| {
             let action: A = crate::recipe::from_value(keys)?;
+            action.check().map_err(anyhow::Error::msg)?;
             action.act(session)
         },
     }

@@ -7,8 +7,11 @@ use luthier_measure::metrics::perplexity::{Method, perplexity};
 use serde::Deserialize;
 
 use super::Act;
+use crate::bounded::AtLeast;
 use crate::places::{self, Loaded};
 use crate::session::{Report, Session};
+
+const METHODS: [&str; 3] = ["strided", "llama.cpp", "prefix"];
 
 /// Measures how well a model predicts a text: perplexity, nats per token, bits per byte.
 ///
@@ -24,19 +27,39 @@ pub(super) struct Perplexity {
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// Tokens of a window [default: 1024, or the model's context where that is shorter; 512 for llama.cpp]
-    #[arg(long, value_name = "N")]
-    window: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    window: Option<AtLeast<2>>,
     /// Tokens from one window's start to the next [default: the window]
-    #[arg(long, value_name = "N")]
-    stride: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    stride: Option<AtLeast<1>>,
     /// How the text is cut: strided, llama.cpp or prefix [default: strided; prefix for an encoder-decoder]
-    #[arg(long, value_name = "METHOD", value_parser = ["strided", "llama.cpp", "prefix"])]
+    #[arg(long, value_name = "METHOD", value_parser = METHODS)]
     method: Option<String>,
 }
 
 impl Act for Perplexity {
     const NAME: &'static str = "perplexity";
     const ABOUT: &'static str = "Measure how well a model predicts a text";
+
+    fn check(&self) -> Result<(), String> {
+        match (self.method.as_deref(), self.window, self.stride) {
+            (None | Some("strided"), Some(AtLeast(window)), Some(AtLeast(stride))) if stride > window => {
+                Err(format!(
+                    "stride: wanted at most the window's {window}, so that no token is skipped, came {stride}"
+                ))
+            }
+            (Some(name @ ("llama.cpp" | "prefix")), _, Some(_)) => {
+                Err(format!("stride: method {name} has none; it is for strided"))
+            }
+            (Some("llama.cpp"), Some(AtLeast(window)), None) if window < 4 => {
+                Err(format!("window: method llama.cpp wants 4 tokens or more, came {window}"))
+            }
+            (Some(name), ..) if !METHODS.contains(&name) => {
+                Err(format!("method: wanted strided, llama.cpp or prefix, came {name}"))
+            }
+            _ => Ok(()),
+        }
+    }
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
         let loaded = places::load(&self.model)?;
@@ -67,9 +90,12 @@ impl Perplexity {
             (None, true) => "prefix",
             (None, false) => "strided",
         };
-        let window = self.window.unwrap_or(if name == "llama.cpp" { 512 } else { 1024 }.min(context));
+        let window = self.window.map(|window| window.0);
+        let window = window.unwrap_or(if name == "llama.cpp" { 512 } else { 1024 }.min(context));
         match (name, self.stride) {
-            ("strided", stride) => Ok(Method::Strided { window, stride: stride.unwrap_or(window) }),
+            ("strided", stride) => {
+                Ok(Method::Strided { window, stride: stride.map_or(window, |stride| stride.0) })
+            }
             (_, Some(_)) => bail!("stride: method {name} has none; it is for strided"),
             ("llama.cpp", None) => Ok(Method::LlamaCpp { window }),
             ("prefix", None) => Ok(Method::Prefix { window }),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use luthier_train::Recipe;
+use luthier_train::{Outcome, Recipe};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -34,19 +34,30 @@ impl Act for Pretrain {
         let mut json = serde_json::to_value(&outcome)?;
         json["out"] = json!(recipe.out);
         json["was_finished"] = json!(outcome.was_finished);
-        let state = if outcome.was_finished { "was finished already" } else { "is trained" };
+        let state = match outcome.was_finished {
+            true => "was finished already, nothing was done",
+            false => "is trained",
+        };
         let text = format!(
-            "{} {state}: {} steps, {} tokens, validation loss {} (before: {}) nats per token",
+            "{} {state}: {} steps, {} tokens, {}",
             recipe.out.display(),
             outcome.steps,
             outcome.train_tokens,
-            nats(outcome.validation_loss_nats),
-            nats(outcome.initial_validation_loss_nats),
+            validation(&outcome)
         );
         Ok(Report { json, text })
     }
 }
 
-fn nats(loss: Option<f64>) -> String {
-    loss.map_or("not measured".to_string(), |loss| format!("{loss:.4}"))
+fn validation(outcome: &Outcome) -> String {
+    match (outcome.validation_loss_nats, outcome.initial_validation_loss_nats) {
+        (Some(after), Some(before)) => {
+            format!("validation loss {after:.4} nats per token, {before:.4} before")
+        }
+        (Some(after), None) => format!("validation loss {after:.4} nats per token"),
+        (None, _) => format!(
+            "training loss {:.4} nats per token in the last step; the recipe names no validation text",
+            outcome.train_loss_nats
+        ),
+    }
 }

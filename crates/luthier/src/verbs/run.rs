@@ -14,7 +14,7 @@ use crate::session::{Report, Session};
 /// Runs the steps of a chain in order.
 ///
 /// The recipe holds `out`, the folder in which the chain keeps its state, and `steps`, a list of `verb: {keys}`; the
-/// keys are the verb's own flags (`pretrain` takes the keys of its recipe, or `recipe: file.yaml`).
+/// keys are the verb's own flags (`pretrain` takes `recipe: FILE`).
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Run {
@@ -64,7 +64,7 @@ impl Act for Run {
                     && done.inputs == inputs
                     && fingerprint::of_output(&keys).is_ok_and(|output| output == done.output)
             });
-            let skipped = known.is_some();
+            let mut is_new = known.is_none();
             if let Some(done) = known.cloned() {
                 session.note(&format!("step {}: {verb_name}: unchanged, skipped", index + 1));
                 results.push(done.report);
@@ -80,11 +80,12 @@ impl Act for Run {
                 state.truncate(index);
                 let output = fingerprint::of_output(&keys)?;
                 let report = report.json;
+                is_new = report.get("was_finished") != Some(&Value::Bool(true));
                 results.push(report.clone());
                 state.push(Done { verb: verb_name.clone(), keys, inputs, output, report });
                 write_state(&state_file, &state)?;
             }
-            lines.push(format!("{}. {verb_name}: {}", index + 1, if skipped { "unchanged" } else { "done" }));
+            lines.push(format!("{}. {verb_name}: {}", index + 1, if is_new { "done" } else { "unchanged" }));
         }
         Ok(Report { json: json!({ "steps": results }), text: lines.join("\n") })
     }

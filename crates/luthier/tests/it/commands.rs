@@ -17,6 +17,42 @@ fn info_describes_the_builtin_model() {
 }
 
 #[test]
+fn info_ends_with_the_summary_and_counts_tied_weights_once() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["adapt", "builtin", "adapted"]);
+    let info = json(at.path(), &["info", "adapted"]);
+    assert_eq!(info["tied"][0]["target"], "model.decoder.embed_tokens.weight");
+    let output = luthier(at.path(), &["info", "adapted"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let last_lines: Vec<&str> = said.lines().rev().take(15).collect();
+    let stored: u64 =
+        info["types"].as_object().unwrap().values().map(|share| share["parameters"].as_u64().unwrap()).sum();
+    let parameters = info["parameters"].as_u64().unwrap();
+    for wanted in
+        [format!("parameters      {parameters}"), format!("stored twice    {} values", stored - parameters)]
+    {
+        assert!(last_lines.iter().any(|line| line.starts_with(&wanted)), "{wanted}: {last_lines:?}");
+    }
+}
+
+#[test]
+fn a_full_context_is_said() {
+    let at = tempdir().unwrap();
+    let tokens = vec!["10"; 509].join(",");
+    let arguments = ["generate", "builtin", "--tokens", &tokens, "--ignore-eos", "--max-new-tokens"];
+    let said = |n: &str| {
+        let output = luthier(at.path(), &[arguments.as_slice(), &[n]].concat());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(
+        said("9").contains("after 3 of 9 new tokens: the model's context of 512 tokens is full"),
+        "{}",
+        said("9")
+    );
+    assert_eq!(said("3"), "");
+}
+
+#[test]
 fn greedy_generation_is_what_bench_decodes() {
     let at = tempdir().unwrap();
     let bench = json(at.path(), &["bench", "builtin", "--prompt-tokens", "8", "--new-tokens", "6"]);

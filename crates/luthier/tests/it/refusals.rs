@@ -19,6 +19,72 @@ fn wrong_use_ends_with_exit_code_2() {
 }
 
 #[test]
+fn option_values_out_of_bounds_are_wrong_use_and_say_the_bound() {
+    let at = tempdir().unwrap();
+    let generate = &["generate", "builtin", "--prompt", "a"][..];
+    let perplexity = &["perplexity", "builtin", "--text", "a"][..];
+    let bench = &["bench", "builtin", "--train"][..];
+    for (verb, wrong, wanted) in [
+        (generate, &["--top-p", "1.5"][..], "from 0 to 1"),
+        (generate, &["--min-p", "2"], "from 0 to 1"),
+        (generate, &["--temperature", "nan"], "0 or more"),
+        (generate, &["--temperature", "-1"], "0 or more"),
+        (generate, &["--repetition-penalty", "0"], "above 0"),
+        (generate, &["--max-new-tokens", "-3"], "0 or more"),
+        (generate, &["--stop", ""], "stop"),
+        (perplexity, &["--window", "0"], "--window"),
+        (perplexity, &["--window", "1"], "2 or more"),
+        (perplexity, &["--stride", "0"], "1 or more"),
+        (perplexity, &["--window", "64", "--stride", "65"], "window's 64"),
+        (perplexity, &["--method", "llama.cpp", "--window", "3"], "4 tokens"),
+        (perplexity, &["--method", "llama.cpp", "--stride", "3"], "strided"),
+        (bench, &["--steps", "2"], "3 or more"),
+        (bench, &["--batch", "0"], "1 or more"),
+        (bench, &["--seq", "1"], "2 or more"),
+    ] {
+        let output = luthier(at.path(), &[verb, wrong].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {said}");
+        assert!(said.contains(wanted), "{wrong:?}: {said}");
+    }
+    let said = luthier(at.path(), &["generate", "builtin"]).stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("--prompt") && said.contains("--tokens"), "{said}");
+}
+
+#[test]
+fn a_demonstration_replaces_nothing_but_demonstrations() {
+    let at = tempdir().unwrap();
+    std::fs::create_dir_all(at.path().join("work/adapted")).unwrap();
+    std::fs::write(at.path().join("work/letters.txt"), "precious").unwrap();
+    let refused = || refusal(at.path(), &["demo", "--out", "work", "--force"]);
+    assert!(refused().contains("letters.txt"), "{}", refused());
+    assert!(at.path().join("work/adapted").exists());
+    std::fs::remove_file(at.path().join("work/letters.txt")).unwrap();
+    // A folder that only happens to be called like an output.
+    std::fs::write(at.path().join("work/adapted/novel.txt"), "precious").unwrap();
+    assert!(refused().contains("adapted"), "{}", refused());
+    assert!(at.path().join("work/adapted/novel.txt").exists());
+}
+
+#[test]
+fn a_plan_refuses_the_outputs_that_the_work_would_refuse() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "model"]);
+    for verb in ["convert", "adapt"] {
+        assert!(refusal(at.path(), &[verb, "builtin", "model", "--plan"]).contains("--force"), "{verb}");
+        assert!(
+            refusal(at.path(), &[verb, "model", "model", "--plan", "--force"]).contains("input"),
+            "{verb}"
+        );
+        let plan = json(at.path(), &[verb, "builtin", "model", "--plan", "--force"]);
+        assert!(plan["tensors"].is_array(), "{verb}");
+        json(at.path(), &[verb, "builtin", "elsewhere", "--plan"]);
+        assert!(!at.path().join("elsewhere").exists());
+    }
+}
+
+#[test]
 fn a_model_that_is_none_is_named() {
     let at = tempdir().unwrap();
     assert!(refusal(at.path(), &["info", "missing"]).contains("missing"));
