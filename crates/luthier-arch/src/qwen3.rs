@@ -6,21 +6,17 @@
 //! window only.
 
 use crate::Result;
-use crate::blocks::attention::{AttentionShape, Heads};
-use crate::blocks::feed_forward::{FeedForwardShape, activation};
-use crate::blocks::layer::{LayerShape, NormNames};
-use crate::blocks::norm::NormShape;
-use crate::blocks::rope::Rope;
 use crate::blocks::stack::{Site, StackShape};
+use crate::blocks::stack_rules::StackRules;
 use crate::blocks::window::optional_windows;
-use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
+use crate::config::Keys;
 use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 
 /// Its line in the table.
 pub const ARCHITECTURE: Architecture = Architecture {
     model_type: "qwen3",
-    shape,
+    shape: |keys| ModelShape::decoder_only(keys, stack, false),
     stack: Some(stack),
     encoder_decoder: None,
     gguf: Some(GgufDialect {
@@ -32,59 +28,14 @@ pub const ARCHITECTURE: Architecture = Architecture {
     }),
 };
 
-const NORM_NAMES: NormNames = NormNames {
-    attention: ("input_layernorm", None),
-    cross: ("cross_attn_layernorm", None),
-    feed_forward: ("post_attention_layernorm", None),
-};
-
-fn shape(keys: &Keys) -> Result<ModelShape> {
-    let tied_head = keys.flag_or("tie_word_embeddings", false)?;
-    Ok(ModelShape::DecoderOnly { stack: Box::new(stack(keys, &Site::decoder_only())?), tied_head })
-}
-
 fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {
-    let width = keys.size("hidden_size", MAX_WIDTH)?;
-    let heads = Heads::read(keys, width, None, Some(128))?;
-    let context_length = keys.optional_size("max_position_embeddings", MAX_POSITIONS)?;
-    let norm = NormShape { eps: keys.number_or("rms_norm_eps", 1e-6)?, offset: 0.0 };
     let attention_bias = keys.flag_or("attention_bias", false)?;
-    let attention = AttentionShape {
-        width,
-        source_width: width,
-        query_heads: heads.query,
-        kv_heads: heads.kv,
-        head_dim: heads.width,
+    let rules = StackRules {
+        default_head_dim: Some(128),
         qkv_bias: attention_bias,
         output_bias: attention_bias,
-        head_norm: Some(norm),
-        scale: (heads.width as f64).powf(-0.5),
-        softcap: None,
-        window: None,
+        head_norm: true,
+        ..StackRules::llama(keys)?
     };
-    let feed_forward = FeedForwardShape {
-        width,
-        inner: keys.size("intermediate_size", MAX_WIDTH)?,
-        bias: false,
-        activation: activation(keys, "hidden_act", "silu")?,
-    };
-    let windows = optional_windows(keys, site, keys.size("num_hidden_layers", MAX_LAYERS)?)?;
-    let layers = windows.into_iter().map(|window| LayerShape {
-        attention: AttentionShape { window, ..attention.clone() },
-        feed_forward: feed_forward.clone(),
-    });
-    Ok(StackShape {
-        vocab_size: keys.size("vocab_size", MAX_VOCABULARY)?,
-        width,
-        embedding_scale: 1.0,
-        layers: layers.collect(),
-        norm,
-        norm_names: NORM_NAMES,
-        rope: Rope::read(keys, heads.width, context_length, 10_000.0)?,
-        logit_softcap: None,
-        context_length,
-        hidden_token: None,
-        initializer_range: keys.number_or("initializer_range", 0.02)?,
-        pad_token: keys.optional_token("pad_token_id")?,
-    })
+    rules.read(keys, |n_layers| optional_windows(keys, site, n_layers))
 }

@@ -56,6 +56,16 @@ pub enum ModelShape {
 }
 
 impl ModelShape {
+    /// One causal stack that `stack` reads; `default_tied` says whether the head is the embedding where the config does not.
+    pub fn decoder_only(
+        keys: &Keys,
+        stack: fn(&Keys, &Site) -> Result<StackShape>,
+        default_tied: bool,
+    ) -> Result<ModelShape> {
+        let tied_head = keys.flag_or("tie_word_embeddings", default_tied)?;
+        Ok(ModelShape::DecoderOnly { stack: Box::new(stack(keys, &Site::decoder_only())?), tied_head })
+    }
+
     /// All weights.
     pub fn layout(&self) -> Layout {
         match self {

@@ -1,14 +1,12 @@
 //! An encoder-decoder model: a stack that sees all of its input, a causal stack that reads it, an output projection.
 
-use candle_core::{Device, Tensor};
 use luthier_checkpoint::layout::{Layout, Tie};
-use luthier_ops::Weight;
-use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
 use serde_json::{Map, Value};
 
 use super::decoder_only::head_spec;
-use super::stack::{Site, Stack, StackShape};
-use crate::model::{Cache, Encoded, Model, TokenBatch};
+use super::running_model::{RunningEncoder, RunningModel};
+use super::stack::{Site, StackShape};
+use crate::model::Model;
 use crate::weights::WeightSet;
 use crate::{Error, Result};
 
@@ -82,88 +80,13 @@ impl EncoderDecoderShape {
         let shared = self.tied_embeddings.then(|| decoder.embedding().clone());
         let encoder = self.encoder.build(&Site::encoder(), &weights, shared)?;
         let head = if self.tied_head { decoder.embedding().clone() } else { weights.get(self.head)? };
-        Ok(Box::new(EncoderDecoder {
+        Ok(Box::new(RunningModel {
             config: config.clone(),
-            encoder,
+            encoder: Some(RunningEncoder { stack: encoder, decoder_start_token: self.decoder_start_token }),
             decoder,
             head,
-            decoder_start_token: self.decoder_start_token,
             device: weights.device().clone(),
             weights: weights.into_weights(),
         }))
-    }
-}
-
-struct EncoderDecoder {
-    config: Map<String, Value>,
-    encoder: Stack,
-    decoder: Stack,
-    head: Weight,
-    decoder_start_token: u32,
-    device: Device,
-    weights: Vec<Weight>,
-}
-
-impl Model for EncoderDecoder {
-    fn config(&self) -> &Map<String, Value> {
-        &self.config
-    }
-
-    fn weights(&self) -> &[Weight] {
-        &self.weights
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.decoder.shape().vocab_size
-    }
-
-    fn context_length(&self) -> Option<usize> {
-        self.decoder.shape().context_length
-    }
-
-    fn decoder_start_token(&self) -> Option<u32> {
-        Some(self.decoder_start_token)
-    }
-
-    fn is_encoder_decoder(&self) -> bool {
-        true
-    }
-
-    fn encode(&self, tokens: &TokenBatch) -> Result<Encoded> {
-        let states = self.encoder.forward(tokens, None, None)?;
-        Ok(Encoded { states, segments: tokens.segments.clone() })
-    }
-
-    fn hidden(
-        &self,
-        tokens: &TokenBatch,
-        encoded: Option<&Encoded>,
-        cache: Option<&mut Cache>,
-    ) -> Result<Tensor> {
-        let what = "the decoder of an encoder-decoder needs the encoder's states: encode the input first";
-        let encoded = encoded.ok_or_else(|| Error::Use(what.to_string()))?;
-        self.decoder.forward(tokens, Some(encoded), cache)
-    }
-
-    fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        Ok(project(states, &self.head, self.decoder.shape().logit_softcap)?)
-    }
-
-    fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor> {
-        Ok(projected_cross_entropy(states, &self.head, self.decoder.shape().logit_softcap, targets)?)
-    }
-
-    fn set_recomputed_layers(&mut self, n_layers: usize) {
-        let n_encoder = self.encoder.shape().layers.len();
-        self.encoder.set_recomputed_layers(n_layers);
-        self.decoder.set_recomputed_layers(n_layers.saturating_sub(n_encoder));
-    }
-
-    fn n_layers(&self) -> usize {
-        self.encoder.shape().layers.len() + self.decoder.shape().layers.len()
     }
 }

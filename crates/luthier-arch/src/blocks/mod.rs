@@ -10,5 +10,7 @@ pub mod linear;
 pub mod norm;
 pub mod pass;
 pub mod rope;
+mod running_model;
 pub mod stack;
+pub mod stack_rules;
 pub mod window;

@@ -63,3 +63,10 @@ pub fn optional_windows(keys: &Keys, site: &Site, n_layers: usize) -> Result<Vec
     }
     Ok(types.iter().map(|layer_type| layer_type.window(site, window)).collect())
 }
+
+/// The window of every second layer from the first on, as Gemma 2 has it unless `layer_types` says otherwise.
+pub fn alternating_windows(keys: &Keys, site: &Site, n_layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = keys.size_or("sliding_window", MAX_POSITIONS, 4096)?;
+    let types = layer_types(keys, n_layers, |layer| LayerType::sliding_if(layer % 2 == 0))?;
+    Ok(types.iter().map(|layer_type| layer_type.window(site, window)).collect())
+}

@@ -1,0 +1,103 @@
+//! A whole model that runs: a causal stack under an output projection, and the encoder that it reads where there is one.
+
+use candle_core::{Device, Tensor};
+use luthier_ops::Weight;
+use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
+use serde_json::{Map, Value};
+
+use super::stack::Stack;
+use crate::model::{Cache, Encoded, Model, TokenBatch};
+use crate::{Error, Result};
+
+pub(super) struct RunningModel {
+    pub(super) config: Map<String, Value>,
+    pub(super) encoder: Option<RunningEncoder>,
+    pub(super) decoder: Stack,
+    pub(super) head: Weight,
+    pub(super) device: Device,
+    pub(super) weights: Vec<Weight>,
+}
+
+pub(super) struct RunningEncoder {
+    pub(super) stack: Stack,
+    pub(super) decoder_start_token: u32,
+}
+
+impl RunningModel {
+    fn n_encoder_layers(&self) -> usize {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.stack.shape().layers.len())
+    }
+}
+
+impl Model for RunningModel {
+    fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.decoder.shape().vocab_size
+    }
+
+    fn context_length(&self) -> Option<usize> {
+        self.decoder.shape().context_length
+    }
+
+    fn decoder_start_token(&self) -> Option<u32> {
+        self.encoder.as_ref().map(|encoder| encoder.decoder_start_token)
+    }
+
+    fn is_encoder_decoder(&self) -> bool {
+        self.encoder.is_some()
+    }
+
+    fn encode(&self, tokens: &TokenBatch) -> Result<Encoded> {
+        let missing = || Error::Use("a decoder-only model has no encoder".to_string());
+        let encoder = self.encoder.as_ref().ok_or_else(missing)?;
+        let states = encoder.stack.forward(tokens, None, None)?;
+        Ok(Encoded { states, segments: tokens.segments.clone() })
+    }
+
+    fn hidden(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+        cache: Option<&mut Cache>,
+    ) -> Result<Tensor> {
+        let what = match (&self.encoder, encoded) {
+            (Some(_), None) => {
+                "the decoder of an encoder-decoder needs the encoder's states: encode the input first"
+            }
+            (None, Some(_)) => "a decoder-only model reads no encoder",
+            _ => return self.decoder.forward(tokens, encoded, cache),
+        };
+        Err(Error::Use(what.to_string()))
+    }
+
+    fn logits(&self, states: &Tensor) -> Result<Tensor> {
+        Ok(project(states, &self.head, self.decoder.shape().logit_softcap)?)
+    }
+
+    fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor> {
+        Ok(projected_cross_entropy(states, &self.head, self.decoder.shape().logit_softcap, targets)?)
+    }
+
+    fn set_recomputed_layers(&mut self, n_layers: usize) {
+        let n_encoder = self.n_encoder_layers();
+        if let Some(encoder) = &mut self.encoder {
+            encoder.stack.set_recomputed_layers(n_layers);
+        }
+        self.decoder.set_recomputed_layers(n_layers.saturating_sub(n_encoder));
+    }
+
+    fn n_layers(&self) -> usize {
+        self.n_encoder_layers() + self.decoder.shape().layers.len()
+    }
+}
