@@ -63,6 +63,7 @@ pub(crate) struct Axis {
     low: f64,
     high: f64,
     log: bool,
+    unit: Unit,
     /// Value and label, rising.
     pub(crate) ticks: Vec<(f64, String)>,
 }
@@ -102,7 +103,23 @@ impl Axis {
         let scale = last as f64 * step;
         let ticks =
             (first..=last).map(|n| (n as f64 * step, unit.show_tick(n as f64 * step, step, scale))).collect();
-        Axis { low, high, log: false, ticks }
+        Axis { low, high, log: false, unit, ticks }
+    }
+
+    /// The axis begun and ended at ticks, so that no curve runs below the lowest number. For linear axes.
+    pub(crate) fn to_whole_ticks(mut self) -> Axis {
+        let step = match self.ticks.as_slice() {
+            [first, second, ..] if !self.log => second.0 - first.0,
+            _ => return self,
+        };
+        let unit = self.unit;
+        let (first, last) = ((self.low / step + 1e-9).floor(), (self.high / step - 1e-9).ceil());
+        let scale = last * step;
+        self.ticks = (first as i64..=last as i64)
+            .map(|n| (n as f64 * step, unit.show_tick(n as f64 * step, step, scale)))
+            .collect();
+        (self.low, self.high) = (first * step, scale);
+        self
     }
 
     fn logarithmic(low: f64, high: f64, unit: Unit) -> Axis {
@@ -119,7 +136,7 @@ impl Axis {
         let thin = values.len().div_ceil(TICKS);
         values = values.into_iter().step_by(thin).collect();
         let ticks = values.into_iter().map(|value| (value, unit.show_tick(value, value, value))).collect();
-        Axis { low, high, log: true, ticks }
+        Axis { low, high, log: true, unit, ticks }
     }
 
     /// Where `value` lies, 0 to 1 within the range.
@@ -169,6 +186,14 @@ mod tests {
         check(&[7.0], Unit::Rate, true, expect!["6.5 | 7.0 | 7.5"]);
         check(&[0.0], Unit::Count, true, expect!["0 | 0.2 | 0.4 | 0.6 | 0.8 | 1.0"]);
         check(&[1.0, 1e14], Unit::Count, true, expect!["0.1 | 100 | 100 k | 100 M | 100 B | 100 T"]);
+    }
+
+    #[test]
+    fn an_axis_of_whole_ticks_holds_its_values_between_numbers() {
+        let axis = Axis::of(&[3.79, 4.2, 8.41], Unit::Loss, false).to_whole_ticks();
+        let labels: Vec<&str> = axis.ticks.iter().map(|(_, label)| label.as_str()).collect();
+        expect!["3 4 5 6 7 8 9"].assert_eq(&labels.join(" "));
+        assert!(axis.position(3.0).abs() < 1e-9 && (axis.position(9.0) - 1.0).abs() < 1e-9);
     }
 
     #[test]

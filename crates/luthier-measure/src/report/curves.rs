@@ -31,7 +31,7 @@ pub(crate) fn curves_chart(curves: &[LossCurve]) -> Result<Option<String>> {
     }
     let all = || drawn.iter().flat_map(|(_, points)| points.iter());
     let x = Axis::from_zero(all().map(|point| point.0).fold(0.0, f64::max), Unit::Count);
-    let y = Axis::of(&all().map(|point| point.1).collect::<Vec<_>>(), Unit::Loss, false);
+    let y = Axis::of(&all().map(|point| point.1).collect::<Vec<_>>(), Unit::Loss, false).to_whole_ticks();
     let ends: Vec<String> = drawn
         .iter()
         .map(|(number, points)| {
@@ -51,22 +51,25 @@ pub(crate) fn curves_chart(curves: &[LossCurve]) -> Result<Option<String>> {
         }
         Ok(())
     })?;
-    Ok(Some(format!("{}\n{svg}", legend(curves, &drawn))))
+    Ok(Some(format!("{svg}\n{}", legend(curves, &drawn))))
 }
 
 fn legend(curves: &[LossCurve], drawn: &[(usize, Vec<(f64, f64)>)]) -> String {
-    let entry = |number: usize| {
+    let entry = |number: usize, points: &[(f64, f64)]| {
+        let (first, last) = (points[0].1, points[points.len() - 1].1);
         let dashes: Vec<String> = DASHES[number].iter().map(u32::to_string).collect();
         format!(
             "<li><svg viewBox=\"0 0 34 10\" aria-hidden=\"true\"><line x1=\"1\" y1=\"5\" x2=\"33\" y2=\"5\" \
-             stroke=\"var(--series-{number})\" stroke-width=\"2.5\" stroke-dasharray=\"{}\"/></svg>{}</li>",
+             stroke=\"var(--series-{number})\" stroke-width=\"2.5\" stroke-dasharray=\"{}\"/></svg><span>{}<br><span class=\"quiet\">{} to {} nats</span></span></li>",
             dashes.join(" "),
-            escape(&curves[number].name)
+            escape(&curves[number].name),
+            Unit::Loss.show(first),
+            Unit::Loss.show(last),
         )
     };
     format!(
         "<ul class=\"legend\">{}</ul>",
-        drawn.iter().map(|(number, _)| entry(*number)).collect::<String>()
+        drawn.iter().map(|(number, points)| entry(*number, points)).collect::<String>()
     )
 }
 

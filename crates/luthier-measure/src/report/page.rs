@@ -89,8 +89,8 @@ fn tradeoffs(measurements: &[Measurement]) -> Result<String> {
         if let Some(svg) = tradeoff_chart(measurements, quality, cost)? {
             let corner = if cost.more_is_better() { "right" } else { "left" };
             figures += &format!(
-                "<figure>\n<h3>Quality against {}</h3>\n{svg}\n<figcaption>Better: down and to the {corner}. \
-                 Filled: on the front; no other model is at least as good in both and better in one.</figcaption>\n</figure>\n",
+                "<figure>\n<h3>Quality against {}</h3>\n{svg}\n\
+                 <figcaption>Better: down and to the {corner}.</figcaption>\n</figure>\n",
                 cost.name()
             );
         }
@@ -99,17 +99,22 @@ fn tradeoffs(measurements: &[Measurement]) -> Result<String> {
         return Ok(String::new());
     }
     Ok(format!(
-        "<section>\n<h2>By each cost</h2>\n<div class=\"charts\">\n{figures}</div>\n\
-         <p class=\"quiet\">A point without a name carries its number in the table below.</p>\n</section>\n"
+        "<section>\n<h2>By each cost</h2>\n<p class=\"quiet\">Filled points are on the front: no other model is at least as \
+         good in both and better in one. A point without a name carries its number in the table.</p>\n\
+         <div class=\"charts\">\n{figures}</div>\n</section>\n"
     ))
 }
 
 fn sample(sample: &Sample) -> String {
+    // The mark is underlined: it begins where the words do.
+    let words = sample.continuation.trim();
+    let gap = &sample.continuation[..sample.continuation.len() - sample.continuation.trim_start().len()];
     format!(
-        "<figure>\n<h3>{}</h3>\n<blockquote><span class=\"given\">{}</span><mark>{}</mark></blockquote>\n</figure>\n",
+        "<figure>\n<h3>{}</h3>\n<blockquote><span class=\"given\">{}</span>{}<mark>{}</mark></blockquote>\n</figure>\n",
         escape(&sample.name),
         escape(&sample.prompt),
-        escape(&sample.continuation)
+        escape(gap),
+        escape(words)
     )
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use luthier_measure::measurements::Measurement;
-use luthier_measure::report::{LossCurve, Page, Sample, render_page};
+use luthier_measure::report::{LossCurve, Page, Sample, Unit, render_page};
 
 use super::arms::{Arm, Numbers};
 
@@ -61,8 +61,8 @@ fn verdict(measured: &[Numbers]) -> String {
         format!("{:.2} nats per token {}", gap.abs(), if gap >= 0.0 { "below" } else { "above" })
     };
     format!(
-        "After {} tokens the adapted model's validation loss is {:.2}: {} the randomly initialised one, {} the decoder-only parent.",
-        adapted.train_tokens,
+        "After {} training tokens the adapted model's validation loss is {:.2}: {} the randomly initialised one, {} the decoder-only parent.",
+        Unit::Count.show(adapted.train_tokens as f64),
         adapted.validation_loss_nats,
         against(random),
         against(parent)
@@ -73,19 +73,19 @@ fn verdict(measured: &[Numbers]) -> String {
 pub(super) fn words(arms: &[Arm], measured: &[Numbers], samples: &[Sample], report: &Path) -> String {
     let mut text = format!(
         "{:<24} {:>10} {:>10} {:>9} {:>12} {:>12} {:>10}\n",
-        "", "loss, nats", "parameters", "file MB", "prompt tok/s", "decode tok/s", "memory MB"
+        "", "loss, nats", "parameters", "file", "prompt tok/s", "decode tok/s", "memory"
     );
     for (arm, numbers) in arms.iter().zip(measured) {
         let _ = writeln!(
             text,
-            "{:<24} {:>10.3} {:>10} {:>9.1} {:>12.0} {:>12.0} {:>10.1}",
+            "{:<24} {:>10.3} {:>10} {:>9} {:>12.0} {:>12.0} {:>10}",
             arm.title,
             numbers.validation_loss_nats,
-            numbers.parameters,
-            numbers.file_bytes as f64 / 1e6,
+            Unit::Count.show(numbers.parameters as f64),
+            Unit::Bytes.show(numbers.file_bytes as f64),
             numbers.prefill_tokens_per_s,
             numbers.decode_tokens_per_s,
-            numbers.peak_rss_bytes as f64 / 1e6
+            Unit::Bytes.show(numbers.peak_rss_bytes as f64)
         );
     }
     let _ = writeln!(text, "\n{}", verdict(measured));
