@@ -132,11 +132,12 @@ fn a_config_that_contradicts_the_weights_names_the_tensor() {
     let at = tempdir().unwrap();
     json(at.path(), &["convert", "builtin", "model"]);
     let path = at.path().join("model/config.json");
-    let config = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, config.replace("\"intermediate_size\": 512", "\"intermediate_size\": 513"))
-        .unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let wrong = config["intermediate_size"].as_u64().unwrap() + 1;
+    config["intermediate_size"] = wrong.into();
+    std::fs::write(&path, config.to_string()).unwrap();
     let said = refusal(at.path(), &["info", "model"]);
-    assert!(said.contains("mlp.") && said.contains("513"), "{said}");
+    assert!(said.contains("mlp.") && said.contains(&wrong.to_string()), "{said}");
 }
 
 #[test]
