@@ -107,7 +107,7 @@ impl Axis {
     }
 
     /// The axis begun and ended at ticks, so that no curve runs below the lowest number. For linear axes.
-    pub(crate) fn to_whole_ticks(mut self) -> Axis {
+    pub(crate) fn with_whole_ticks(mut self) -> Axis {
         let step = match self.ticks.as_slice() {
             [first, second, ..] if !self.log => second.0 - first.0,
             _ => return self,
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn an_axis_of_whole_ticks_holds_its_values_between_numbers() {
-        let axis = Axis::of(&[3.79, 4.2, 8.41], Unit::Loss, false).to_whole_ticks();
+        let axis = Axis::of(&[3.79, 4.2, 8.41], Unit::Loss, false).with_whole_ticks();
         let labels: Vec<&str> = axis.ticks.iter().map(|(_, label)| label.as_str()).collect();
         expect!["3 4 5 6 7 8 9"].assert_eq(&labels.join(" "));
         assert!(axis.position(3.0).abs() < 1e-9 && (axis.position(9.0) - 1.0).abs() < 1e-9);

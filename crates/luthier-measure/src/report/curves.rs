@@ -31,7 +31,7 @@ pub(crate) fn curves_chart(curves: &[LossCurve]) -> Result<Option<String>> {
     }
     let all = || drawn.iter().flat_map(|(_, points)| points.iter());
     let x = Axis::from_zero(all().map(|point| point.0).fold(0.0, f64::max), Unit::Count);
-    let y = Axis::of(&all().map(|point| point.1).collect::<Vec<_>>(), Unit::Loss, false).to_whole_ticks();
+    let y = Axis::of(&all().map(|point| point.1).collect::<Vec<_>>(), Unit::Loss, false).with_whole_ticks();
     let ends: Vec<String> = drawn
         .iter()
         .map(|(number, points)| {
