@@ -5,6 +5,7 @@
 //! config.json under [`CONFIG_KEY`], so that nothing is lost on the way back. Encoder-decoders have no form that llama.cpp
 //! knows; they keep their Hugging Face names, under their model_type as `general.architecture`.
 
+mod agreement;
 mod names;
 mod open;
 mod rope_factors;

@@ -12,6 +12,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value, json};
 
+use super::agreement;
 use super::rope_factors::rope_parameters;
 use super::{CONFIG_KEY, GgufDialect, Transform, name_of};
 use crate::blocks::stack::StackShape;
@@ -36,13 +37,16 @@ pub fn open_gguf(path: &Path) -> Result<Checkpoint> {
     if let Some(config) = &stored
         && let ModelShape::EncoderDecoder(_) = table::shape(config)?
     {
+        agreement::check(config, &gguf)?;
         return checkpoint(path, config.clone(), Arc::clone(&gguf) as Arc<dyn TensorSource>, &gguf);
     }
-    let derived = derive_config(&gguf)?;
-    // The stored config says more, unless another program changed the model since.
+    // The stored config says more, unless another program changed the weights since.
     let config = match stored {
-        Some(stored) if fits(&stored, &gguf)? => stored,
-        _ => derived,
+        Some(stored) if fits(&stored, &gguf)? => {
+            agreement::check(&stored, &gguf)?;
+            stored
+        }
+        _ => derive_config(&gguf)?,
     };
     let source = renamed(&config, Arc::clone(&gguf))?;
     checkpoint(path, config, Arc::new(source), &gguf)

@@ -17,8 +17,12 @@ use crate::source::{checkpoint, golden_config, golden_tensors};
 const F32: Dtype = Dtype::Weights(BlockType::F32);
 
 fn write(path: &Path, checkpoint: &Checkpoint, with_config: bool) {
+    write_edited(path, checkpoint, |metadata| metadata.retain(|(key, _)| with_config || key != CONFIG_KEY));
+}
+
+fn write_edited(path: &Path, checkpoint: &Checkpoint, edit: impl FnOnce(&mut Vec<(String, GgufValue)>)) {
     let mut form = plan(&checkpoint.config).unwrap();
-    form.metadata.retain(|(key, _)| with_config || key != CONFIG_KEY);
+    edit(&mut form.metadata);
     let (mut infos, mut contents) = (Vec::new(), Vec::new());
     for tensor in form.tensors {
         let info = TensorInfo { name: tensor.name, dtype: F32, shape: tensor.shape };
@@ -81,6 +85,54 @@ fn metadata_alone_is_enough() {
         assert_eq!(back.config["model_type"], parent.config["model_type"]);
         assert_close(name, &run(&back), &run(&parent));
     }
+}
+
+/// Neither the key nor the carried config is believed over the other.
+#[test]
+fn an_edited_key_contradicts_the_carried_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("edited.gguf");
+    let set = |key: &str, value: Option<GgufValue>, name: &str| {
+        let parent = golden(name);
+        let edit = |metadata: &mut Vec<(String, GgufValue)>| {
+            metadata.retain(|(known, _)| known != key);
+            metadata.extend(value.clone().map(|value| (key.to_string(), value)));
+        };
+        write_edited(&path, &parent, edit);
+        let opened = open(&path).map(|_| ()).map_err(|error| error.to_string());
+        std::fs::remove_file(&path).unwrap();
+        opened
+    };
+    for (name, key, value) in [
+        ("llama", "llama.rope.freq_base", GgufValue::F32(123.0)),
+        ("llama", "llama.attention.layer_norm_rms_epsilon", GgufValue::F32(0.125)),
+        ("llama", "llama.context_length", GgufValue::U32(7)),
+        ("llama", "llama.block_count", GgufValue::U32(1)),
+        ("llama", "llama.expert_count", GgufValue::U32(8)),
+        ("llama", "llama.rope.scaling.type", GgufValue::String("linear".to_string())),
+        ("llama", "general.architecture", GgufValue::String("qwen2".to_string())),
+        ("gemma2", "gemma2.final_logit_softcapping", GgufValue::F32(6.0)),
+        ("gemma2", "gemma2.attention.sliding_window", GgufValue::U32(3)),
+        ("t5gemma", "general.architecture", GgufValue::String("t5".to_string())),
+    ] {
+        let error = set(key, Some(value), name).unwrap_err();
+        assert!(error.contains(key) && error.contains("luthier.config amounts to"), "{key}: {error}");
+    }
+    let error = set("gemma2.final_logit_softcapping", None, "gemma2").unwrap_err();
+    assert!(error.contains("the file says nothing"), "{error}");
+    let error = set("llama.rope.freq_base", Some(GgufValue::F32(123.0)), "llama").unwrap_err();
+    assert!(error.contains("says 123, ") && error.contains("remove luthier.config"), "{error}");
+    // What does not belong to the config, or is the same number in another type, is no contradiction.
+    set("general.name", Some(GgufValue::String("mine".to_string())), "llama").unwrap();
+    let heads = golden("llama").config["num_attention_heads"].as_u64().unwrap();
+    set("llama.attention.head_count", Some(GgufValue::U64(heads)), "llama").unwrap();
+    // Without the carried config the ordinary keys are all there is.
+    let parent = golden("llama");
+    write_edited(&path, &parent, |metadata| {
+        metadata.retain(|(key, _)| key != CONFIG_KEY && key != "llama.rope.freq_base");
+        metadata.push(("llama.rope.freq_base".to_string(), GgufValue::F32(123.0)));
+    });
+    assert_eq!(open(&path).unwrap().config["rope_parameters"]["rope_theta"], json!(123.0));
 }
 
 #[test]
