@@ -32,6 +32,10 @@ pub(crate) fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
     match Tokenizer::from_files(&files) {
         Ok(tokenizer) => Ok(Some(tokenizer)),
         Err(TextError::MissingTokenizer { .. }) => Ok(None),
+        Err(TextError::Broken { file, reason }) if checkpoint.place.is_dir() => {
+            let file = checkpoint.place.join(file).display().to_string();
+            Err(TextError::Broken { file, reason }.into())
+        }
         Err(problem) => Err(problem.into()),
     }
 }

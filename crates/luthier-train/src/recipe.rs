@@ -596,12 +596,18 @@ fn at_least(key: &str, value: u64, least: u64) -> Result<()> {
     Ok(())
 }
 
-/// NaN lies in no range.
+/// NaN lies in no range. The smallest positive number and the largest one stand for open ends.
 fn within(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
-    if !(value >= low && value <= high) {
-        return Err(Error::recipe(key, format!("wanted {low:e} to {high:e}, came {value}")));
+    if value >= low && value <= high {
+        return Ok(());
     }
-    Ok(())
+    let wanted = match (low == f64::MIN_POSITIVE, high == f64::MAX) {
+        (true, true) => "a number above 0".to_string(),
+        (false, true) => format!("{low} or more"),
+        (true, false) => format!("a number above 0, at most {high}"),
+        (false, false) => format!("{low} to {high}"),
+    };
+    Err(Error::recipe(key, format!("wanted {wanted}, came {value}")))
 }
 
 #[cfg(test)]

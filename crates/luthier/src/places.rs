@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
 use luthier_arch::{LoadOptions, Model};
 use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
 use luthier_checkpoint::{Checkpoint, Output, SideFile, folder};
 use luthier_surgery::Input;
-use luthier_text::Tokenizer;
+use luthier_text::{TextError, Tokenizer};
 
 use crate::builtin;
 use crate::progress::DownloadDisplay;
@@ -27,7 +27,42 @@ pub fn open(model: &str) -> anyhow::Result<Checkpoint> {
     if model == builtin::NAME {
         return builtin::checkpoint();
     }
-    Ok(luthier_arch::open(&local_path(model)?)?)
+    let path = local_path(model)?;
+    check_is_model(&path)?;
+    Ok(luthier_arch::open(&path)?)
+}
+
+/// Refuses what is no model, but near one: says what is wanted, and where it probably is.
+fn check_is_model(path: &Path) -> anyhow::Result<()> {
+    const WANTED: &str = "wanted a folder with config.json and model.safetensors, or a GGUF file";
+    let place = path.display();
+    if path.is_file() {
+        let is_part = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "json");
+        if is_part {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new(".")).display();
+            bail!("{place}: is one file of a model; {WANTED}: did you mean {parent}?");
+        }
+        return Ok(());
+    }
+    if path.join("config.json").exists() {
+        return Ok(());
+    }
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(path).with_context(|| place.to_string())? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    if names.iter().any(|name| name == "run.json" || name == "metrics.jsonl") {
+        let step = |name: &String| name.strip_prefix("checkpoint-")?.parse::<u64>().ok();
+        let newest = names.iter().filter_map(step).max();
+        let instead = newest.map_or(String::new(), |step| format!(", or take {place}/checkpoint-{step}"));
+        bail!("{place}: a training run that is not finished, so no model yet; run its recipe again{instead}");
+    }
+    match names.iter().find(|name| name.to_ascii_lowercase().ends_with(".gguf")) {
+        Some(file) => bail!("{place}: holds no config.json; did you mean {place}/{file}?"),
+        None => bail!("{place}: holds no config.json; {WANTED}"),
+    }
 }
 
 /// Opens MODEL and makes it ready to score and generate.
@@ -43,7 +78,13 @@ pub fn local_path(model: &str) -> anyhow::Result<PathBuf> {
     let mut download = DownloadDisplay::default();
     if let Some(place) = HubPlace::parse(model) {
         let options = HubOptions::from_variables(|name| std::env::var(name).ok())?;
-        return Ok(hub::resolve(&place?, &options, &mut |progress| download.show(&progress))?);
+        let place = place?;
+        let has_no_organisation = !place.repo.contains('/');
+        let resolved = hub::resolve(&place, &options, &mut |progress| download.show(&progress));
+        return resolved.map_err(|error| match has_no_organisation {
+            true => anyhow!("{model} names no organisation; wanted hf:org/name[@revision]: {error}"),
+            false => error.into(),
+        });
     }
     let path = Path::new(model);
     if !path.exists() {
@@ -103,7 +144,17 @@ pub fn tokenizer_if_any(checkpoint: &Checkpoint) -> anyhow::Result<Option<Tokeni
 /// The tokenizer among small files, which come from `place`.
 pub fn tokenizer_of(files: &[SideFile], place: &str) -> anyhow::Result<Tokenizer> {
     let files = files.iter().map(|file| (file.name.clone(), file.bytes.clone())).collect();
-    Tokenizer::from_files(&files).with_context(|| place.to_string())
+    Tokenizer::from_files(&files).map_err(|error| in_place(error, place))
+}
+
+/// An error about a file of a model with the file's path.
+fn in_place(error: TextError, place: &str) -> anyhow::Error {
+    match error {
+        TextError::Broken { file, reason } if Path::new(place).is_dir() => {
+            anyhow!("{}: {reason}", Path::new(place).join(file).display())
+        }
+        other => anyhow!("{place}: {other}"),
+    }
 }
 
 /// The small files of a MODEL that may be a folder without weights.

@@ -22,7 +22,7 @@ impl std::str::FromStr for TokenIds {
 impl<'de> Deserialize<'de> for TokenIds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenIds, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "expected token ids: a list, or a text such as 1,2,3")]
         enum Form {
             List(Vec<u32>),
             Text(String),

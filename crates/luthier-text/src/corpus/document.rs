@@ -14,7 +14,7 @@ use crate::error::{Result, TextError};
 /// - `{file: x.tsv, column: 1, header: false}`: each row's field is a document; columns count from 0, `header`
 ///   says that the first row holds names (then `column` may be one of them). Empty fields give none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a file name, or {file: table.tsv, column: 1}")]
 pub enum Source {
     /// A text file or a `.jsonl` file.
     File(PathBuf),

@@ -124,7 +124,7 @@ fn refuse_foreign_files(out: &Path) -> anyhow::Result<()> {
         // A demonstration that was killed leaves what it was writing.
         let is_remnant = OUTPUTS.iter().any(|output| name.starts_with(&format!(".{output}.luthier-")))
             || (name.starts_with("measurements.json.") && name.ends_with(".part"));
-        if !is_remnant && !OUTPUTS.iter().any(|output| is_output(output)) {
+        if !is_remnant && !OUTPUTS.iter().any(is_output) {
             bail!(
                 "{}: is not part of a demonstration; move it away, or choose another --out",
                 path.display()

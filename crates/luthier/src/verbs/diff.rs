@@ -33,8 +33,12 @@ fn words(difference: &Difference, a: &str, b: &str) -> String {
     if difference.identical {
         return "identical".to_string();
     }
-    let mut text =
-        format!("{} tensors equal, {} changed\n", difference.equal.len(), difference.changed.len());
+    let mut text = format!(
+        "{} tensors of equal values, {} of different values, {} stored in different types\n",
+        difference.equal.len(),
+        difference.changed.len(),
+        difference.dtypes.len()
+    );
     for (names, place) in [(&difference.only_in_a, a), (&difference.only_in_b, b)] {
         for name in names {
             let _ = writeln!(text, "only in {place}: {name}");
@@ -44,7 +48,7 @@ fn words(difference: &Difference, a: &str, b: &str) -> String {
         let _ = writeln!(text, "{}: shape {:?} and {:?}", one.name, one.a, one.b);
     }
     for one in &difference.dtypes {
-        let _ = writeln!(text, "{}: type {} and {}", one.name, one.a, one.b);
+        let _ = writeln!(text, "{}: stored as {} and as {}", one.name, one.a, one.b);
     }
     let number = |value: Option<f64>| value.map_or("not finite".to_string(), |value| format!("{value:.3e}"));
     for one in &difference.changed {

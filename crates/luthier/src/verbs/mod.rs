@@ -60,8 +60,10 @@ pub struct Verb {
     pub augment: fn(Command) -> Command,
     /// Runs it from flags.
     pub run: fn(&ArgMatches, &Session) -> anyhow::Result<Report>,
+    /// Refuses the keys of a recipe's step that do not make sense, before anything is done.
+    pub check_step: fn(&serde_json::Value) -> anyhow::Result<()>,
     /// Runs it from the keys of a recipe's step.
-    pub run_step: fn(serde_json::Value, &Session) -> anyhow::Result<Report>,
+    pub run_step: fn(&serde_json::Value, &Session) -> anyhow::Result<Report>,
 }
 
 const fn verb<A: Act>() -> Verb {
@@ -74,12 +76,15 @@ const fn verb<A: Act>() -> Verb {
             action.check().unwrap_or_else(|what| crate::program::wrong_use(A::NAME, &what));
             action.act(session)
         },
-        run_step: |keys, session| {
-            let action: A = crate::recipe::from_value(keys)?;
-            action.check().map_err(anyhow::Error::msg)?;
-            action.act(session)
-        },
+        check_step: |keys| step::<A>(keys).map(drop),
+        run_step: |keys, session| step::<A>(keys)?.act(session),
     }
+}
+
+fn step<A: Act>(keys: &serde_json::Value) -> anyhow::Result<A> {
+    let action: A = crate::recipe::from_value(keys)?;
+    action.check().map_err(anyhow::Error::msg)?;
+    Ok(action)
 }
 
 /// The verb called `name`.

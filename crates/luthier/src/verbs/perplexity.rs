@@ -64,7 +64,9 @@ impl Act for Perplexity {
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
         let loaded = places::load(&self.model)?;
         let method = self.method(&loaded)?;
-        let text = std::fs::read(&self.text).with_context(|| self.text.display().to_string())?;
+        let text = std::fs::read(&self.text).with_context(|| {
+            format!("--text {}: wanted the name of a file that holds the text", self.text.display())
+        })?;
         let tokenizer = loaded.tokenizer()?;
         let name = self.text.display().to_string();
         let result = perplexity(loaded.model.as_ref(), &tokenizer, &name, &text, method)?;

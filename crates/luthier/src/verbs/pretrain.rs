@@ -29,7 +29,7 @@ impl Act for Pretrain {
         "Train a model from a recipe: next-token, PrefixLM or UL2, with or without a teacher";
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let recipe: Recipe = recipe::from_file(&self.recipe)?;
+        let recipe: Recipe = recipe::from_file(&self.recipe, recipe::Kind::Training)?;
         let outcome = training::train(&recipe, session, "", self.force)?;
         let mut json = serde_json::to_value(&outcome)?;
         json["out"] = json!(recipe.out);

@@ -6,9 +6,9 @@ use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Act, find};
+use super::{Act, VERBS, Verb, find};
 use crate::fingerprint;
-use crate::recipe;
+use crate::recipe::{self, Kind};
 use crate::session::{Report, Session};
 
 /// Runs the steps of a chain in order.
@@ -45,16 +45,19 @@ impl Act for Run {
         "Run a chain of verbs; unchanged steps are skipped, an interrupted chain goes on";
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let chain: Chain = recipe::from_file(&self.recipe)?;
+        let chain: Chain = recipe::from_file(&self.recipe, Kind::Chain)?;
         let steps = chain.steps.iter().map(split_step).collect::<anyhow::Result<Vec<_>>>()?;
+        for (index, (verb_name, keys)) in steps.iter().enumerate() {
+            let verb = known_verb(index, verb_name)?;
+            (verb.check_step)(keys).with_context(|| format!("step {} ({verb_name})", index + 1))?;
+        }
         std::fs::create_dir_all(&chain.out).with_context(|| format!("{}", chain.out.display()))?;
         let state_file = chain.out.join("run_state.json");
         let mut state = read_state(&state_file)?;
         let mut lines = Vec::new();
         let mut results = Vec::new();
         for (index, (verb_name, keys)) in steps.into_iter().enumerate() {
-            let verb = find(&verb_name)
-                .ok_or_else(|| anyhow!("step {}: no verb is called {verb_name}", index + 1))?;
+            let verb = known_verb(index, &verb_name)?;
             let inputs = fingerprint::of_inputs(&keys)?;
             let known = state.get(index).filter(|done| {
                 // A training run knows by itself whether it is finished.
@@ -75,7 +78,7 @@ impl Act for Run {
                     &mut options,
                     state.get(index).is_some_and(|done| done.verb == verb_name),
                 );
-                let report = (verb.run_step)(options, session)
+                let report = (verb.run_step)(&options, session)
                     .with_context(|| format!("step {} ({verb_name})", index + 1))?;
                 state.truncate(index);
                 let output = fingerprint::of_output(&keys)?;
@@ -89,6 +92,11 @@ impl Act for Run {
         }
         Ok(Report { json: json!({ "steps": results }), text: lines.join("\n") })
     }
+}
+
+fn known_verb(index: usize, name: &str) -> anyhow::Result<&'static Verb> {
+    let meant = recipe::nearest(name, VERBS.iter().map(|verb| verb.name)).unwrap_or_default();
+    find(name).ok_or_else(|| anyhow!("step {}: no verb is called {name}; did you mean {meant}?", index + 1))
 }
 
 /// A step is a map with one entry, the verb.

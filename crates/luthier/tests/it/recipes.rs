@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use luthier::recipe::Kind;
 use luthier_train::Recipe;
 use tempfile::tempdir;
 
@@ -11,7 +12,7 @@ use crate::{json, luthier, refusal};
 fn every_training_recipe_of_the_repository_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     for name in ["builtin.yaml", "adapt-smollm2-train.yaml"] {
-        let recipe: Recipe = luthier::recipe::from_file(&folder.join(name)).unwrap();
+        let recipe: Recipe = luthier::recipe::from_file(&folder.join(name), Kind::Training).unwrap();
         recipe.resolved().unwrap();
     }
 }
@@ -58,4 +59,43 @@ fn a_chain_skips_what_is_done_and_redoes_what_changed() {
     std::fs::remove_dir_all(at.path().join("chain/adapted")).unwrap();
     json(at.path(), &["run", "chain.yaml"]);
     assert!(weights.exists());
+}
+
+#[test]
+fn what_is_wrong_in_a_recipe_is_said_in_its_own_words() {
+    let at = tempdir().unwrap();
+    let training = |data: &str, more: &str| {
+        format!(
+            "model: builtin\nout: run\ndata: {data}\nobjective: next-token\nsequence_length: 16\nbatch_size: 1\n\
+             steps: 1\nschedule: {{name: constant}}\nseed: 3\n{more}\n"
+        )
+    };
+    let rate = |lr_peak: &str| {
+        format!("optimizer: {{name: adamw, lr_peak: {lr_peak}, betas: [0.9, 0.95], weight_decay: 0.1}}")
+    };
+    let files = "{train: [a.txt]}";
+    let chain = |step: &str| format!("out: c\nsteps: [{step}]\n");
+    for (verb, recipe, wanted) in [
+        ("pretrain", training("{train: 3}", &rate("1.0e-3")), &["data.train", "a list", "came 3"][..]),
+        ("pretrain", training(files, &rate("-1")), &["lr_peak", "above 0", "came -1"]),
+        ("pretrain", training(files, &rate("fast")), &["optimizer.lr_peak", "a number"]),
+        ("pretrain", training(files, "model: other"), &["key model", "twice"]),
+        ("pretrain", training(files, ""), &["key optimizer", "missing"]),
+        ("pretrain", chain("{info: {model: builtin}}"), &["a chain of verbs", "luthier run recipe.yaml"]),
+        ("run", training(files, &rate("1.0e-3")), &["a training recipe", "luthier pretrain recipe.yaml"]),
+        ("run", chain("{adpt: {model: builtin, out: a}}"), &["adpt", "did you mean adapt?"]),
+        (
+            "run",
+            chain("{convert: {model: builtin, out: a}}, {generate: {model: builtin, prompt: a, top_p: 1.5}}"),
+            &["step 2 (generate)", "key top_p", "from 0 to 1", "1.5"],
+        ),
+    ] {
+        std::fs::write(at.path().join("recipe.yaml"), &recipe).unwrap();
+        let said = refusal(at.path(), &[verb, "recipe.yaml"]);
+        for word in wanted {
+            assert!(said.contains(word), "{word}: {said}{recipe}");
+        }
+        // Every step is checked before the first one is done.
+        assert!(!at.path().join("a").exists() && !at.path().join("run").exists());
+    }
 }

@@ -153,3 +153,24 @@ fn a_text_that_is_not_utf_8_is_named_with_its_offset() {
     let said = refusal(at.path(), &["perplexity", "builtin", "--text", "bad.txt"]);
     assert!(said.contains("bad.txt") && said.contains("16"), "{said}");
 }
+
+#[test]
+fn what_is_nearly_a_model_is_told_from_one() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "model"]);
+    for folder in ["empty", "unfinished/checkpoint-5", "unfinished/checkpoint-20"] {
+        std::fs::create_dir_all(at.path().join(folder)).unwrap();
+    }
+    std::fs::write(at.path().join("unfinished/metrics.jsonl"), "").unwrap();
+    for (place, wanted) in [
+        ("empty", "config.json and model.safetensors"),
+        ("unfinished", "unfinished/checkpoint-20"),
+        ("model/model.safetensors", "did you mean model?"),
+    ] {
+        let said = refusal(at.path(), &["info", place]);
+        assert!(said.contains(place) && said.contains(wanted), "{said}");
+    }
+    std::fs::write(at.path().join("model/tokenizer.json"), "{").unwrap();
+    let said = refusal(at.path(), &["generate", "model", "--prompt", "a"]);
+    assert!(said.contains("model/tokenizer.json") || said.contains("model: tokenizer.json"), "{said}");
+}

@@ -63,7 +63,7 @@ impl Arm {
 
 /// Trains an arm; all share text, order, tokens and optimizer.
 pub(super) fn train(arm: &Arm, seed: u64, session: &Session) -> anyhow::Result<()> {
-    let recipe: Recipe = recipe::from_value(json!({
+    let recipe: Recipe = recipe::from_value(&json!({
         "model": arm.model,
         "out": arm.folder,
         "data": { "train": [builtin::TRAINING_TEXT], "validation": [builtin::VALIDATION_TEXT] },
