@@ -11,10 +11,22 @@ pub struct RowTargets<'a> {
     pub ids: &'a [u32],
     /// Factor on each row's loss.
     pub weights: &'a [f32],
-    /// `[rows, v]` logits of a teacher and its share of the target.
-    pub teacher: Option<(&'a [f32], f32)>,
+    /// A teacher's part in the target.
+    pub teacher: Option<RowTeacher<'a>>,
     /// `c` of `c tanh(logit / c)`.
     pub softcap: Option<f32>,
+}
+
+/// A teacher's part in the target (arXiv:1503.02531).
+#[derive(Clone, Copy, Debug)]
+pub struct RowTeacher<'a> {
+    /// `[rows, v]`.
+    pub logits: &'a [f32],
+    /// In 0..=1; the rest is the row's own id.
+    pub share: f32,
+    /// T: divides the logits of both sides, and its square is a factor on the teacher's part of the loss, so that
+    /// gradients keep their size.
+    pub temperature: f32,
 }
 
 /// Writes each row's weighted loss (`[rows]`); where `grads` is asked for, `logits` [rows, v] become the gradients of
@@ -29,7 +41,7 @@ pub fn cross_entropy_rows(
     assert_eq!(logits.len(), losses.len() * v, "logits of {} rows", losses.len());
     assert!(targets.ids.iter().all(|&id| (id as usize) < v), "target ids below {v}");
     assert!(targets.ids.len() == losses.len() && targets.weights.len() == losses.len(), "targets");
-    assert!(targets.teacher.is_none_or(|(teacher, _)| teacher.len() == logits.len()), "teacher logits");
+    assert!(targets.teacher.is_none_or(|teacher| teacher.logits.len() == logits.len()), "teacher logits");
     let (logits, losses_out) = (Shared::new(logits), Shared::new(losses));
     pool::run(targets.ids.len(), &|row| {
         // SAFETY: each task owns its row.
@@ -37,7 +49,7 @@ pub fn cross_entropy_rows(
         let target = RowTarget {
             id: targets.ids[row] as usize,
             weight: targets.weights[row],
-            teacher: targets.teacher.map(|(teacher, share)| (&teacher[row * v..][..v], share)),
+            teacher: targets.teacher.map(|all| RowTeacher { logits: &all.logits[row * v..][..v], ..all }),
             softcap: targets.softcap,
         };
         loss[0] = one_row(logits, target, grads);
@@ -48,7 +60,7 @@ pub fn cross_entropy_rows(
 struct RowTarget<'a> {
     id: usize,
     weight: f32,
-    teacher: Option<(&'a [f32], f32)>,
+    teacher: Option<RowTeacher<'a>>,
     softcap: Option<f32>,
 }
 
@@ -60,15 +72,18 @@ fn one_row_body<const FMA: bool>(logits: &mut [f32], target: RowTarget, grads: b
         let inverse = 1.0 / cap;
         logits.iter_mut().for_each(|x| *x = cap * math::tanh::<FMA>(*x * inverse));
     }
+    if let Some(teacher) = target.teacher.filter(|teacher| teacher.temperature != 1.0) {
+        return tempered_row::<FMA>(logits, target, teacher, grads);
+    }
     let log_sum = log_sum_exp::<FMA>(logits);
     // loss = lse - sum_j target_j logit_j, the targets summing to one.
     let (share, teacher_log_sum) = match target.teacher {
-        Some((teacher, share)) => (share, log_sum_exp::<FMA>(teacher)),
+        Some(teacher) => (teacher.share, log_sum_exp::<FMA>(teacher.logits)),
         None => (0.0, 0.0),
     };
     let mut expected = (1.0 - share) * logits[target.id];
-    if let Some((teacher, share)) = target.teacher {
-        expected += share * expectation::<FMA>(teacher, teacher_log_sum, logits);
+    if let Some(teacher) = target.teacher {
+        expected += share * expectation::<FMA>(teacher.logits, teacher_log_sum, logits);
     }
     let loss = target.weight * (log_sum - expected);
     if !grads {
@@ -76,8 +91,8 @@ fn one_row_body<const FMA: bool>(logits: &mut [f32], target: RowTarget, grads: b
     }
     let own = logits[target.id];
     match target.teacher {
-        Some((teacher, share)) => {
-            for (x, teacher) in logits.iter_mut().zip(teacher) {
+        Some(teacher) => {
+            for (x, teacher) in logits.iter_mut().zip(teacher.logits) {
                 let p = math::exp::<FMA>(*x - log_sum) - share * math::exp::<FMA>(*teacher - teacher_log_sum);
                 *x = target.weight * p * slope(*x, target.softcap);
             }
@@ -90,6 +105,36 @@ fn one_row_body<const FMA: bool>(logits: &mut [f32], target: RowTarget, grads: b
                 *x = target.weight * math::exp::<FMA>(*x - log_sum) * slope(*x, target.softcap);
             }
         }
+    }
+    logits[target.id] -= target.weight * (1.0 - share) * slope(own, target.softcap);
+    loss
+}
+
+/// `(1 - s) (lse(z) - z_y) + s T^2 (lse(z / T) - sum_j p_j z_j / T)` with p the softmax of the teacher's logits over T;
+/// `logits` are capped already.
+#[inline(always)]
+fn tempered_row<const FMA: bool>(
+    logits: &mut [f32],
+    target: RowTarget,
+    teacher: RowTeacher,
+    grads: bool,
+) -> f32 {
+    let RowTeacher { share, temperature, .. } = teacher;
+    let cool = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x / temperature).collect() };
+    let (student, teacher) = (cool(logits), cool(teacher.logits));
+    let (student_log_sum, teacher_log_sum) = (log_sum_exp::<FMA>(&student), log_sum_exp::<FMA>(&teacher));
+    let log_sum = log_sum_exp::<FMA>(logits);
+    let own = logits[target.id];
+    let soft = student_log_sum - expectation::<FMA>(&teacher, teacher_log_sum, &student);
+    let soft_share = share * temperature;
+    let loss = target.weight * ((1.0 - share) * (log_sum - own) + soft_share * temperature * soft);
+    if !grads {
+        return loss;
+    }
+    for ((x, student), teacher) in logits.iter_mut().zip(&student).zip(&teacher) {
+        let hard = math::exp::<FMA>(*x - log_sum);
+        let soft = math::exp::<FMA>(student - student_log_sum) - math::exp::<FMA>(teacher - teacher_log_sum);
+        *x = target.weight * ((1.0 - share) * hard + soft_share * soft) * slope(*x, target.softcap);
     }
     logits[target.id] -= target.weight * (1.0 - share) * slope(own, target.softcap);
     loss

@@ -1,7 +1,8 @@
 //! Output projection and cross-entropy in one operation, optionally against a teacher's distribution.
 //!
-//! `loss = sum_i w_i * (-log softmax(cap(h_i E^T))[y_i]) / sum_i w_i`; with a teacher the one-hot target is replaced
-//! by `p_i` (knowledge distillation, arXiv:1503.02531, at temperature 1) and mixed by `teacher_share`.
+//! `loss = sum_i w_i * (-log softmax(z_i)[y_i]) / sum_i w_i` with `z_i = cap(h_i E^T)`; with a teacher's logits `t_i` a
+//! share s of the term is `-T^2 sum_j softmax(t_i / T)_j log softmax(z_i / T)_j` instead (knowledge distillation,
+//! arXiv:1503.02531; T is the temperature, T^2 keeps the size of its gradients).
 //!
 //! The fused path goes through the scored positions in chunks and computes loss and gradients of a chunk while its
 //! logits are there; the backward pass only multiplies by the incoming gradient.
@@ -11,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{D, Result, Shape, Tensor};
 use luthier_kernels::activation::{softcap as softcap_kernel, softcap_backward};
 use luthier_kernels::buffer::unfilled;
-use luthier_kernels::cross_entropy::{RowTargets, cross_entropy_rows};
+use luthier_kernels::cross_entropy::{RowTargets, RowTeacher, cross_entropy_rows};
 use luthier_kernels::matmul::{View, Write, matmul};
 use luthier_kernels::rows;
 
@@ -31,8 +32,19 @@ pub struct Targets {
     /// What the weighted sum is divided by; the batch's total weight, so that accumulated micro-batches add up to the
     /// mean over all tokens.
     pub normalizer: f32,
-    /// `[n, v]` logits of a teacher and the share of its distribution in the target, in 0..=1.
-    pub teacher: Option<(Tensor, f64)>,
+    /// A teacher's part.
+    pub teacher: Option<Teaching>,
+}
+
+/// A teacher's part in the targets.
+#[derive(Clone, Debug)]
+pub struct Teaching {
+    /// `[n, v]`.
+    pub logits: Tensor,
+    /// The share of the teacher's distribution in the target, in 0..=1.
+    pub share: f64,
+    /// Above 0; 1 leaves the logits as they are.
+    pub temperature: f64,
 }
 
 /// hidden: [n, m], head: [v, m] -> the loss, a scalar.
@@ -54,7 +66,7 @@ pub fn projected_cross_entropy(
     if let Some((id, _)) = scored.find(|(id, _)| **id as usize >= v) {
         candle_core::bail!("{}: target {id} of a vocabulary of {v}", head.name());
     }
-    let teacher = targets.teacher.as_ref().map(|(teacher, _)| teacher);
+    let teacher = targets.teacher.as_ref().map(|teacher| &teacher.logits);
     if let Some(teacher) = teacher.filter(|teacher| teacher.dims() != [n, v]) {
         candle_core::bail!("{}: teacher logits {:?}, wanted [{n}, {v}]", head.name(), teacher.dims());
     }
@@ -91,17 +103,19 @@ pub fn project(hidden: &Tensor, head: &Weight, softcap: Option<f64>) -> Result<T
 fn reference(hidden: &Tensor, head: &Weight, softcap: Option<f64>, targets: &Targets) -> Result<Tensor> {
     let device = hidden.device();
     let n = targets.ids.len();
-    let log_p = log_softmax(&project(hidden, head, softcap)?)?;
+    let logits = project(hidden, head, softcap)?;
+    let log_p = log_softmax(&logits)?;
     // Positions that are not scored may carry any id.
     let ids = targets.ids.iter().zip(&targets.weights);
     let ids: Vec<u32> = ids.map(|(&id, &weight)| if weight == 0.0 { 0 } else { id }).collect();
     let ids = Tensor::from_slice(&ids, (n, 1), device)?;
     let weights = Tensor::from_slice(&targets.weights, n, device)?;
     let mut nll = log_p.gather(&ids, 1)?.squeeze(1)?.neg()?;
-    if let Some((teacher, share)) = &targets.teacher {
-        let p = log_softmax(teacher)?.exp()?.detach();
-        let soft = p.mul(&log_p)?.sum(D::Minus1)?.neg()?;
-        nll = ((nll * (1.0 - share))? + (soft * *share)?)?;
+    if let Some(Teaching { logits: teacher, share, temperature }) = &targets.teacher {
+        let p = log_softmax(&(teacher / *temperature)?)?.exp()?.detach();
+        let log_q = log_softmax(&(logits / *temperature)?)?;
+        let soft = p.mul(&log_q)?.sum(D::Minus1)?.neg()?;
+        nll = ((nll * (1.0 - share))? + (soft * (share * temperature * temperature))?)?;
     }
     nll.mul(&weights)?.sum_all()? / f64::from(targets.normalizer)
 }
@@ -118,7 +132,7 @@ struct Scored {
     ids: Vec<u32>,
     /// Divided by the normalizer.
     weights: Vec<f32>,
-    teacher: Option<(Tensor, f32)>,
+    teacher: Option<Teaching>,
 }
 
 impl Scored {
@@ -128,7 +142,10 @@ impl Scored {
             ids: positions.iter().map(|&at| targets.ids[at]).collect(),
             weights: positions.iter().map(|&at| targets.weights[at] / targets.normalizer).collect(),
             teacher: match &targets.teacher {
-                Some((teacher, share)) => Some((teacher.detach().contiguous()?, *share as f32)),
+                Some(teacher) => {
+                    let logits = teacher.logits.detach().contiguous()?;
+                    Some(Teaching { logits, ..teacher.clone() })
+                }
                 None => None,
             },
             positions,
@@ -223,13 +240,17 @@ impl Loss {
     }
 
     /// Lends the teacher's logits of these positions.
-    fn with_teacher(&self, positions: &[usize], work: impl FnOnce(Option<(&[f32], f32)>)) -> Result<()> {
-        let Some((teacher, share)) = &self.scored.teacher else {
+    fn with_teacher(&self, positions: &[usize], work: impl FnOnce(Option<RowTeacher>)) -> Result<()> {
+        let Some(Teaching { logits, share, temperature }) = &self.scored.teacher else {
             work(None);
             return Ok(());
         };
-        tape::read(&[teacher], |slices| {
-            work(Some((&gather_rows(slices[0], positions, self.dims.2), *share)));
+        tape::read(&[logits], |slices| {
+            work(Some(RowTeacher {
+                logits: &gather_rows(slices[0], positions, self.dims.2),
+                share: *share as f32,
+                temperature: *temperature as f32,
+            }));
             Ok(())
         })
     }

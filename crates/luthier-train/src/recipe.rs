@@ -248,7 +248,8 @@ pub enum DenoiserKind {
 pub struct DistillationRecipe {
     /// Share of the teacher's distribution in the target, in [0, 1]; the rest is the text's own token.
     pub teacher_share: f64,
-    /// What the teacher's logits are divided by before the softmax; the student's are not.
+    /// T: divides the teacher's and the student's logits in the teacher's part of the loss, which counts T^2 times
+    /// (arXiv:1503.02531).
     #[serde(default = "unit")]
     pub temperature: f64,
 }

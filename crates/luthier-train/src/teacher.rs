@@ -5,6 +5,7 @@
 
 use candle_core::Tensor;
 use luthier_arch::model::Model;
+use luthier_ops::cross_entropy::Teaching;
 
 use crate::batch::Batch;
 use crate::objectives::Objective;
@@ -54,12 +55,13 @@ impl Teacher {
         Ok(Teacher { model, share: how.teacher_share, temperature: how.temperature })
     }
 
-    /// The teacher's logits, divided by the temperature, at the scored positions of a batch: [n, v], and its share.
-    pub fn targets(&self, batch: &Batch, scored: &[u32]) -> Result<(Tensor, f64)> {
-        luthier_ops::without_tape(|| self.score(batch, scored))
+    /// The teacher's logits at the scored positions of a batch, [n, v], and how they count.
+    pub fn targets(&self, batch: &Batch, scored: &[u32]) -> Result<Teaching> {
+        let logits = luthier_ops::without_tape(|| self.score(batch, scored))?;
+        Ok(Teaching { logits, share: self.share, temperature: self.temperature })
     }
 
-    fn score(&self, batch: &Batch, scored: &[u32]) -> Result<(Tensor, f64)> {
+    fn score(&self, batch: &Batch, scored: &[u32]) -> Result<Tensor> {
         let as_decoder_only = !self.model.is_encoder_decoder() && batch.encoder.is_some();
         let (states, positions) = if as_decoder_only {
             let view = batch.teacher.as_ref().expect("checked when the teacher was chosen");
@@ -68,10 +70,7 @@ impl Teacher {
             let encoded = batch.encoder.as_ref().map(|tokens| self.model.encode(tokens)).transpose()?;
             (self.model.hidden(&batch.decoder, encoded.as_ref(), None)?, scored)
         };
-        let states = select_rows(&states, positions)?;
-        let logits_nv = self.model.logits(&states)?;
-        let logits_nv = if self.temperature == 1.0 { logits_nv } else { (logits_nv / self.temperature)? };
-        Ok((logits_nv, self.share))
+        Ok(self.model.logits(&select_rows(&states, positions)?)?)
     }
 }
 

@@ -6,7 +6,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_ops::activation::{Activation, gated};
 use luthier_ops::attention::{AttentionSpec, KvCache, attention, attention_cached};
-use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
+use luthier_ops::cross_entropy::{Targets, Teaching, project, projected_cross_entropy};
 use luthier_ops::embedding::embedding;
 use luthier_ops::linear::linear;
 use luthier_ops::norm::rms_norm;
@@ -88,9 +88,10 @@ proptest! {
 
     #[test]
     fn cross_entropy_matches_its_reference(
-        n in 1usize..80, m in 1usize..30, v in 1usize..70, capped: bool, taught: bool, skipped in 0usize..4,
+        n in 1usize..80, m in 1usize..30, v in 1usize..70, capped: bool, skipped in 0usize..4,
+        temperature in prop::option::of(prop::sample::select(vec![0.5, 1.0, 2.5])),
     ) {
-        let targets = targets(n, v, skipped, taught);
+        let targets = targets(n, v, skipped, temperature);
         let cap = capped.then_some(2.0);
         let op = |x: &[Tensor], w: &[Weight]| {
             // A factor other than one must reach all gradients.
@@ -130,18 +131,46 @@ proptest! {
     }
 }
 
-fn targets(n: usize, v: usize, skipped: usize, taught: bool) -> Targets {
+fn targets(n: usize, v: usize, skipped: usize, temperature: Option<f64>) -> Targets {
     let ids = values(n, 5).iter().map(|x| ((x + 1.0) * 0.499 * v as f32) as u32).collect();
     let weights: Vec<f32> =
         (0..n).map(|i| if i % 4 < skipped { 0.0 } else { 1.0 + i as f32 / 9.0 }).collect();
-    let teacher = taught.then(|| ((tensor(&[n, v], 7) * 3.0).unwrap(), 0.3));
+    let logits = || (tensor(&[n, v], 7) * 3.0).unwrap();
+    let teacher = temperature.map(|temperature| Teaching { logits: logits(), share: 0.3, temperature });
     Targets { ids, normalizer: weights.iter().sum::<f32>().max(1.0), weights, teacher }
+}
+
+/// z = (0, ln 4), t = (ln 9, 0), T = 2: softmax(z / 2) = (1/3, 2/3), softmax(t / 2) = (3/4, 1/4), so the teacher's part
+/// is 4 (3/4 ln 3 + 1/4 ln 3/2) = 4 ln 3 - ln 2, its gradient 2 (1/3 - 3/4) = -5/6 at the first logit; the text's own
+/// part with y = 0 is ln 5, its gradient 1/5 - 1.
+#[test]
+fn distillation_divides_both_sides_by_the_temperature() {
+    let rows = Tensor::from_vec(vec![0f32, 1.0], (2, 1), &Device::Cpu).unwrap();
+    let head = Weight::dense("head", &rows, true).unwrap();
+    let hidden = candle_core::Var::from_vec(vec![4f32.ln()], (1, 1), &Device::Cpu).unwrap();
+    let logits = Tensor::from_vec(vec![9f32.ln(), 0.0], (1, 2), &Device::Cpu).unwrap();
+    let teacher = Some(Teaching { logits, share: 0.25, temperature: 2.0 });
+    let targets = Targets { ids: vec![0], weights: vec![1.0], normalizer: 1.0, teacher };
+    let loss = projected_cross_entropy(&hidden, &head, None, &targets).unwrap();
+    let wanted = 0.75 * 5f32.ln() + 0.25 * (4.0 * 3f32.ln() - 2f32.ln());
+    assert_near(&[loss.to_scalar::<f32>().unwrap()], &[wanted], 1e-6, "loss");
+    let grads = loss.backward().unwrap();
+    // The head is (0, 1): the gradient of the second logit, minus that of the first.
+    let wanted = 0.75 * 0.8 + 0.25 * 5.0 / 6.0;
+    assert_near(
+        &grads.get(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap(),
+        &[wanted],
+        1e-6,
+        "hidden",
+    );
+    let wanted = [-wanted * 4f32.ln(), wanted * 4f32.ln()];
+    assert_near(&head.grad(), &wanted, 1e-6, "head");
 }
 
 #[test]
 fn one_matrix_may_embed_and_project() {
     let ids = Tensor::from_vec(vec![0u32, 3, 3, 5], (1, 4), &Device::Cpu).unwrap();
-    let targets = targets(4, 7, 0, false);
+    let targets = targets(4, 7, 0, None);
     let op = |_: &[Tensor], w: &[Weight]| {
         let hidden = embedding(&ids, &w[0], 1.0)?.reshape((4, 6))?;
         projected_cross_entropy(&hidden, &w[0], None, &targets)
@@ -152,7 +181,7 @@ fn one_matrix_may_embed_and_project() {
 #[test]
 fn gradients_of_micro_batches_add_up_and_dropped_losses_leave_none() {
     let (head, x) = (weight("head", &[7, 6], 2), tensor(&[4, 6], 1));
-    let targets = targets(4, 7, 0, false);
+    let targets = targets(4, 7, 0, None);
     let loss = || projected_cross_entropy(&x, &head, None, &targets).unwrap();
     loss().backward().unwrap();
     let once = head.grad().to_vec();
@@ -230,8 +259,8 @@ fn gradients_match_finite_differences() {
             &[],
         );
     }
-    for taught in [false, true] {
-        let targets = targets(6, 11, 1, taught);
+    for temperature in [None, Some(1.0), Some(2.5)] {
+        let targets = targets(6, 11, 1, temperature);
         let op = |x: &[Tensor], w: &[Weight]| projected_cross_entropy(&x[0], &w[0], Some(3.0), &targets);
         matches_differences(&op, &[tensor(&[6, 5], 1)], &[weight("head", &[11, 5], 2)]);
     }
@@ -305,7 +334,7 @@ fn wrong_shapes_are_refused() {
     assert!(linear(&tensor(&[4, 5], 1), &w, None).is_err());
     assert!(linear(&tensor(&[4, 6], 1), &w, Some(&weight("b", &[2], 1))).is_err());
     assert!(rms_norm(&tensor(&[4, 5], 1), &weight("n", &[4], 1), 1e-5, 0.0).is_err());
-    let mut unknown = targets(4, 3, 0, false);
+    let mut unknown = targets(4, 3, 0, None);
     unknown.ids[2] = 3;
     assert!(projected_cross_entropy(&tensor(&[4, 6], 1), &w, None, &unknown).is_err());
     unknown.weights[2] = 0.0;
