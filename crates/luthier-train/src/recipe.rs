@@ -3,73 +3,17 @@
 //! Scientific choices have no default; the few keys that may be left out say in their documentation what is taken
 //! then, and the resolved value is printed and stored in the lineage.
 
+mod check;
+mod model_source;
+
 use std::path::PathBuf;
 
 use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 
+pub use self::model_source::{ModelSource, RandomModel};
+use crate::Result;
 use crate::count;
-use crate::{Error, Result};
-
-/// Every key of a recipe, dotted where nested; for the program's "did you mean".
-pub const KNOWN_KEYS: &[&str] = &[
-    "model",
-    "model.config",
-    "model.tokenizer",
-    "out",
-    "data",
-    "data.train",
-    "data.train.file",
-    "data.train.column",
-    "data.train.header",
-    "data.validation",
-    "data.validation.file",
-    "data.validation.column",
-    "data.validation.header",
-    "data.validation_fraction",
-    "objective",
-    "prefixlm",
-    "prefixlm.prefix_fraction",
-    "ul2",
-    "ul2.denoisers",
-    "ul2.denoisers.kind",
-    "ul2.denoisers.mean_span",
-    "ul2.denoisers.density",
-    "ul2.denoisers.share",
-    "ul2.mode_tokens",
-    "teacher",
-    "distillation",
-    "distillation.teacher_share",
-    "distillation.temperature",
-    "sequence_length",
-    "batch_size",
-    "gradient_accumulation",
-    "steps",
-    "tokens",
-    "optimizer",
-    "optimizer.name",
-    "optimizer.lr_peak",
-    "optimizer.betas",
-    "optimizer.weight_decay",
-    "optimizer.eps",
-    "schedule",
-    "schedule.name",
-    "schedule.warmup_steps",
-    "schedule.decay_steps",
-    "schedule.decay_shape",
-    "schedule.lr_min",
-    "gradient_clip",
-    "precision",
-    "recompute_layers",
-    "freeze",
-    "train_only",
-    "validate_every_steps",
-    "validation_tokens",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "threads",
-    "seed",
-];
 
 /// A training recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,26 +91,6 @@ pub struct Recipe {
     /// Seed of every random choice.
     #[serde(deserialize_with = "count::required")]
     pub seed: u64,
-}
-
-/// Where a run starts.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum ModelSource {
-    /// A MODEL: folder, GGUF file, `hf:org/name[@rev]` or `builtin`.
-    Place(String),
-    /// Random weights.
-    Random(RandomModel),
-}
-
-/// A model to be made with random weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RandomModel {
-    /// A config.json.
-    pub config: PathBuf,
-    /// The MODEL (or tokenizer file) that lends its tokenizer.
-    pub tokenizer: String,
 }
 
 /// The text of a run. With neither `validation` nor `validation_fraction` nothing is validated.
@@ -348,161 +272,6 @@ impl Recipe {
         let tokens_a_step = self.batch_size.saturating_mul(self.sequence_length).max(1);
         self.steps.unwrap_or_else(|| self.tokens.unwrap_or(0).div_ceil(tokens_a_step))
     }
-
-    fn check_data(&self) -> Result<()> {
-        if self.data.train.is_empty() {
-            return Err(Error::recipe("data.train", "no file given; list at least one text file"));
-        }
-        if let Some(fraction) = self.data.validation_fraction {
-            if !(fraction > 0.0 && fraction < 1.0) {
-                return Err(Error::recipe(
-                    "data.validation_fraction",
-                    format!("wanted 0 < x < 1, came {fraction}"),
-                ));
-            }
-            if !self.data.validation.is_empty() {
-                let what = "stands beside data.validation; keep one of the two";
-                return Err(Error::recipe("data.validation_fraction", what));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_lengths(&self) -> Result<()> {
-        at_least("sequence_length", self.sequence_length, 2)?;
-        at_least("batch_size", self.batch_size, 1)?;
-        at_least("gradient_accumulation", self.gradient_accumulation, 1)?;
-        // Positions and row counts are u32 in the model's tables.
-        if self.batch_size.saturating_mul(self.sequence_length) > u64::from(u32::MAX) {
-            let what = format!(
-                "{} times sequence_length {} tokens do not fit a step",
-                self.batch_size, self.sequence_length
-            );
-            return Err(Error::recipe("batch_size", what));
-        }
-        if !self.batch_size.is_multiple_of(self.gradient_accumulation) {
-            let what =
-                format!("{} does not divide batch_size {}", self.gradient_accumulation, self.batch_size);
-            return Err(Error::recipe("gradient_accumulation", what));
-        }
-        match (self.steps, self.tokens) {
-            (None, None) => return Err(Error::recipe("steps", "missing; give steps or tokens")),
-            (Some(_), Some(_)) => {
-                return Err(Error::recipe("tokens", "stands beside steps; keep one of the two"));
-            }
-            (Some(steps), None) => at_least("steps", steps, 1)?,
-            (None, Some(tokens)) => at_least("tokens", tokens, 1)?,
-        }
-        for (key, value) in [
-            ("validate_every_steps", self.validate_every_steps),
-            ("checkpoint_every_steps", self.checkpoint_every_steps),
-            ("keep_checkpoints", self.keep_checkpoints),
-            ("threads", self.threads),
-        ] {
-            at_least(key, value.unwrap_or(1), 1)?;
-        }
-        at_least("validation_tokens", self.validation_tokens, 1)
-    }
-
-    fn check_optimizer(&self) -> Result<()> {
-        let optimizer = &self.optimizer;
-        within("optimizer.lr_peak", optimizer.lr_peak, f64::MIN_POSITIVE, f64::MAX)?;
-        for beta in optimizer.betas {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(Error::recipe("optimizer.betas", format!("wanted 0 <= beta < 1, came {beta}")));
-            }
-        }
-        within("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX)?;
-        within("optimizer.eps", optimizer.eps, f64::MIN_POSITIVE, f64::MAX)?;
-        match self.gradient_clip {
-            Some(clip) => within("gradient_clip", clip, f64::MIN_POSITIVE, f64::MAX),
-            None => Ok(()),
-        }
-    }
-
-    fn check_schedule(&mut self) -> Result<()> {
-        let total = self.total_steps();
-        let schedule = &mut self.schedule;
-        let key_of_another = |key: &str, name: &str| {
-            Error::recipe(key, format!("means nothing to schedule {name}; remove it"))
-        };
-        match schedule.name {
-            ScheduleName::Wsd => {
-                let decay = schedule
-                    .decay_steps
-                    .ok_or_else(|| Error::recipe("schedule.decay_steps", "missing; schedule wsd needs it"))?;
-                let needed = schedule.warmup_steps.saturating_add(decay);
-                if needed > total {
-                    let what = format!("warm-up and decay take {needed} steps, the run has {total}");
-                    return Err(Error::recipe("schedule.decay_steps", what));
-                }
-                schedule.decay_shape.get_or_insert(DecayShape::Sqrt);
-                schedule.lr_min.get_or_insert(0.0);
-            }
-            ScheduleName::Cosine => {
-                if schedule.warmup_steps > total {
-                    let what = format!("is {}, the run has {total} steps", schedule.warmup_steps);
-                    return Err(Error::recipe("schedule.warmup_steps", what));
-                }
-                if schedule.decay_shape.is_some() {
-                    return Err(key_of_another("schedule.decay_shape", "cosine"));
-                }
-                schedule.decay_steps.get_or_insert(total - schedule.warmup_steps);
-                schedule.lr_min.get_or_insert(0.0);
-            }
-            ScheduleName::Constant => {
-                for (key, given) in [
-                    ("schedule.decay_steps", schedule.decay_steps.is_some()),
-                    ("schedule.decay_shape", schedule.decay_shape.is_some()),
-                    ("schedule.lr_min", schedule.lr_min.is_some()),
-                ] {
-                    if given {
-                        return Err(key_of_another(key, "constant"));
-                    }
-                }
-            }
-        }
-        let lr_min = schedule.lr_min.unwrap_or(0.0);
-        within("schedule.lr_min", lr_min, 0.0, self.optimizer.lr_peak)
-    }
-
-    fn resolve_objective(&mut self) -> Result<()> {
-        let not_this = |key: &str, name: &str| {
-            Error::recipe(key, format!("means nothing without objective: {name}; remove it"))
-        };
-        match self.objective {
-            ObjectiveName::PrefixLm => {
-                let split = self.prefixlm.get_or_insert(PrefixLmRecipe { prefix_fraction: [0.25, 0.75] });
-                let [low, high] = split.prefix_fraction;
-                if !(low > 0.0 && low <= high && high < 1.0) {
-                    let what = format!("wanted 0 < low <= high < 1, came [{low}, {high}]");
-                    return Err(Error::recipe("prefixlm.prefix_fraction", what));
-                }
-            }
-            ObjectiveName::Ul2 => self.ul2.get_or_insert_with(Ul2Recipe::of_the_paper).check()?,
-            ObjectiveName::NextToken => {}
-        }
-        if self.prefixlm.is_some() && self.objective != ObjectiveName::PrefixLm {
-            return Err(not_this("prefixlm", "prefixlm"));
-        }
-        if self.ul2.is_some() && self.objective != ObjectiveName::Ul2 {
-            return Err(not_this("ul2", "ul2"));
-        }
-        match (&self.teacher, &self.distillation) {
-            (None, Some(_)) => {
-                Err(Error::recipe("distillation", "stands without a teacher; name one, or remove it"))
-            }
-            (Some(_), None) => {
-                self.distillation = Some(DistillationRecipe { teacher_share: 1.0, temperature: 1.0 });
-                Ok(())
-            }
-            (Some(_), Some(distillation)) => {
-                within("distillation.teacher_share", distillation.teacher_share, 0.0, 1.0)?;
-                within("distillation.temperature", distillation.temperature, 1e-3, 1e3)
-            }
-            (None, None) => Ok(()),
-        }
-    }
 }
 
 impl Ul2Recipe {
@@ -522,56 +291,6 @@ impl Ul2Recipe {
             mode_tokens: true,
         }
     }
-
-    fn check(&self) -> Result<()> {
-        if self.denoisers.is_empty() {
-            return Err(Error::recipe("ul2.denoisers", "is empty; list at least one"));
-        }
-        for denoiser in &self.denoisers {
-            within("ul2.denoisers.share", denoiser.share, f64::MIN_POSITIVE, 1e9)?;
-            if !(denoiser.density > 0.0 && denoiser.density < 1.0) {
-                let what = format!("wanted 0 < x < 1, came {}", denoiser.density);
-                return Err(Error::recipe("ul2.denoisers.density", what));
-            }
-            match (denoiser.kind, denoiser.mean_span) {
-                (DenoiserKind::S, Some(_)) => {
-                    return Err(Error::recipe(
-                        "ul2.denoisers.mean_span",
-                        "means nothing to kind S; remove it",
-                    ));
-                }
-                (DenoiserKind::R | DenoiserKind::X, None) => {
-                    return Err(Error::recipe("ul2.denoisers.mean_span", "missing; kinds R and X need it"));
-                }
-                (_, Some(mean_span)) => within("ul2.denoisers.mean_span", mean_span, 1.0, 1e6)?,
-                (_, None) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for ModelSource {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = ModelSource;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a MODEL, or {config: config.json, tokenizer: MODEL}")
-            }
-            fn visit_str<E: serde::de::Error>(self, place: &str) -> std::result::Result<ModelSource, E> {
-                Ok(ModelSource::Place(place.to_string()))
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                map: A,
-            ) -> std::result::Result<ModelSource, A::Error> {
-                RandomModel::deserialize(serde::de::value::MapAccessDeserializer::new(map))
-                    .map(ModelSource::Random)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
 }
 
 fn one() -> u64 {
@@ -588,27 +307,6 @@ fn default_eps() -> f64 {
 
 fn default_validation_tokens() -> u64 {
     16_384
-}
-
-fn at_least(key: &str, value: u64, least: u64) -> Result<()> {
-    if value < least {
-        return Err(Error::recipe(key, format!("wanted {least} or more, came {value}")));
-    }
-    Ok(())
-}
-
-/// NaN lies in no range. The smallest positive number and the largest one stand for open ends.
-fn within(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
-    if value >= low && value <= high {
-        return Ok(());
-    }
-    let wanted = match (low == f64::MIN_POSITIVE, high == f64::MAX) {
-        (true, true) => "a number above 0".to_string(),
-        (false, true) => format!("{low} or more"),
-        (true, false) => format!("a number above 0, at most {high}"),
-        (false, false) => format!("{low} to {high}"),
-    };
-    Err(Error::recipe(key, format!("wanted {wanted}, came {value}")))
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! What a run refuses, and that it says why.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -48,38 +47,6 @@ fn unknown_keys_are_named() {
     recipe["schedule"]["warmup_step"] = json!(1);
     let error = serde_json::from_value::<Recipe>(recipe).unwrap_err().to_string();
     assert!(error.contains("unknown field `warmup_step`"), "{error}");
-}
-
-/// Dotted keys, lists of objects entered by their first.
-fn keys(prefix: &str, value: &Value, into: &mut BTreeSet<String>) {
-    let value = value.get(0).filter(|first| first.is_object()).unwrap_or(value);
-    for (key, value) in value.as_object().into_iter().flatten() {
-        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        keys(&key, value, into);
-        into.insert(key);
-    }
-}
-
-#[test]
-fn the_known_keys_are_those_of_the_recipe() {
-    let bench = Bench::new();
-    let ul2 = json!({
-        "model": {"config": "c", "tokenizer": "t"}, "teacher": "t", "steps": "1_000",
-        "distillation": {"teacher_share": 0.5, "temperature": 2.0}, "objective": "ul2", "freeze": ["a"],
-        "train_only": ["b"], "validate_every_steps": 1, "keep_checkpoints": 1, "threads": 1,
-    });
-    let prefixlm = json!({"objective": "prefixlm", "steps": null, "tokens": 10_000,
-                          "data": {"train": [{"file": "a.tsv", "column": 1}], "validation_fraction": 0.1}});
-    let columns = json!({"steps": "1_000", "data": {"train": ["a"], "validation": [{"file": "a.tsv", "column": "text", "header": true}]}});
-    let mut found = BTreeSet::new();
-    for changes in [ul2, prefixlm, columns] {
-        let recipe = bench.recipe("run", changes).resolved().unwrap();
-        assert!(recipe.steps.is_none_or(|steps| steps == 1000));
-        keys("", &serde_json::to_value(&recipe).unwrap(), &mut found);
-    }
-    let known: BTreeSet<String> =
-        luthier_train::recipe::KNOWN_KEYS.iter().map(|key| key.to_string()).collect();
-    assert_eq!(found, known);
 }
 
 #[test]
