@@ -1,4 +1,4 @@
-//! Checks a tokenizer.json before the tokenizers crate reads it, which trusts merges and character maps.
+//! Checks a tokenizer.json before the tokenizers crate reads it, which trusts merges, character maps and templates.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -20,6 +20,8 @@ struct File<'a> {
     model: Option<Model<'a>>,
     #[serde(default)]
     normalizer: Value,
+    #[serde(default)]
+    post_processor: Value,
 }
 
 #[derive(Deserialize)]
@@ -42,10 +44,12 @@ struct Names<'a>(HashSet<Name<'a>>);
 /// "left right" or ["left", "right"].
 struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
 
-/// Refuses merges whose halves or whole are no tokens, and character maps that point outside of themselves.
+/// Refuses merges whose halves or whole are no tokens, character maps that point outside of themselves, and templates
+/// with special tokens that they do not define.
 pub(crate) fn check(bytes: &[u8]) -> Result<()> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| TextError::broken(FILE, error))?;
     check_charsmaps(&file.normalizer)?;
+    check_templates(&file.post_processor)?;
     let Some(model) = file.model else { return Ok(()) };
     let (Some(Names(names)), Some(merges)) = (model.vocab, model.merges) else { return Ok(()) };
     let prefix = model.continuing_subword_prefix.unwrap_or_default();
@@ -76,6 +80,27 @@ fn check_charsmaps(normalizer: &Value) -> Result<()> {
     }
     let steps = normalizer.get("normalizers").and_then(Value::as_array);
     steps.into_iter().flatten().try_for_each(check_charsmaps)
+}
+
+/// Looks at the post-processor and at the steps of a sequence.
+fn check_templates(processor: &Value) -> Result<()> {
+    if processor.get("type").and_then(Value::as_str) == Some("TemplateProcessing") {
+        let defined = processor.get("special_tokens");
+        for key in ["single", "pair"] {
+            let pieces = processor.get(key).and_then(Value::as_array).into_iter().flatten();
+            let named = pieces.filter_map(|piece| piece.get("SpecialToken")?.get("id")?.as_str());
+            for token in named {
+                if defined.and_then(|tokens| tokens.get(token)).is_none() {
+                    let reason = format!(
+                        "post_processor.{key}: {token:?} is not in post_processor.special_tokens; define it there"
+                    );
+                    return Err(TextError::broken(FILE, reason));
+                }
+            }
+        }
+    }
+    let steps = processor.get("processors").and_then(Value::as_array);
+    steps.into_iter().flatten().try_for_each(check_templates)
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Names<'a> {

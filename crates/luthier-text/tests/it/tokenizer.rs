@@ -86,6 +86,35 @@ fn merges_of_unknown_or_overlong_tokens_are_refused_without_a_panic() {
     }
 }
 
+#[test]
+fn templates_with_undefined_tokens_are_refused_without_a_panic() {
+    let opened = |post_processor: &str| {
+        let json = format!(
+            r#"{{"version": "1.0", "added_tokens": [], "model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1}}, "merges": []}},
+                "post_processor": {post_processor}}}"#
+        );
+        let files = Files::from([("tokenizer.json".to_owned(), json.into_bytes())]);
+        Tokenizer::from_files(&files).map(|tokenizer| tokenizer.encode_prompt("a").unwrap())
+    };
+    let template = |key: &str, defined: &str| {
+        let piece =
+            r##"{"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}"##;
+        let other = if key == "single" { "pair" } else { "single" };
+        let token = format!(r#"{{"id": "{defined}", "ids": [1], "tokens": ["{defined}"]}}"#);
+        format!(
+            r#"{{"type": "TemplateProcessing", "{key}": [{piece}], "{other}": [], "special_tokens": {{"{defined}": {token}}}}}"#
+        )
+    };
+    for key in ["single", "pair"] {
+        let wrong = template(key, "c");
+        for wrong in [format!(r#"{{"type": "Sequence", "processors": [{wrong}]}}"#), wrong] {
+            let error = opened(&wrong).unwrap_err().to_string();
+            assert!(error.contains(&format!("post_processor.{key}: \"b\"")), "{error}");
+        }
+    }
+    assert_eq!(opened(&template("single", "b")).unwrap(), [1, 0]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
