@@ -23,7 +23,7 @@ use crate::session::{Report, Session};
 
 /// Adapts the built-in model to an encoder-decoder and shows what that buys: trains it for a moment beside a randomly
 /// initialised one of the same shape and beside the decoder-only parent, at equal tokens, and measures loss, size,
-/// speed and memory. Takes about two minutes on two cores.
+/// speed and memory. Takes about a minute on two cores.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Demo {
