@@ -150,7 +150,7 @@ impl Parent {
         let hash = |(name, bytes): &(&str, &[u8])| FileHash {
             name: name.to_string(),
             size_bytes: bytes.len() as u64,
-            sha256: hex(&Sha256::digest(bytes)),
+            sha256: sha256_of_bytes(bytes),
         };
         Parent { place: label.to_string(), files: files.iter().map(hash).collect() }
     }
@@ -171,6 +171,11 @@ pub fn sha256_of_file(path: &Path) -> Result<(u64, String)> {
             }
         }
     }
+}
+
+/// SHA-256 (lower-case hexadecimal) of bytes.
+pub fn sha256_of_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

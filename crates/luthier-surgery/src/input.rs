@@ -22,8 +22,8 @@ impl Input {
         Input { label: label.to_string(), checkpoint, record: None }
     }
 
-    /// Its files' hashes.
-    pub(crate) fn record(&self) -> Result<lineage::Parent> {
+    /// Its files' hashes: those that are known, or computed from its place.
+    pub fn parent(&self) -> Result<lineage::Parent> {
         match &self.record {
             Some(record) => Ok(record.clone()),
             None => Ok(lineage::Parent::of_place(&self.label, &self.checkpoint.place)?),

@@ -130,7 +130,7 @@ pub(crate) fn write_gguf(
 
 /// The record of a job.
 fn record(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
-    let parents = job.inputs.iter().map(|input| input.record()).collect::<Result<Vec<_>>>()?;
+    let parents = job.inputs.iter().map(|input| input.parent()).collect::<Result<Vec<_>>>()?;
     Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
 }
 

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
+use luthier_checkpoint::lineage::sha256_of_bytes;
 use luthier_text::corpus::Source;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::recipe::{ModelSource, Recipe};
 use crate::{Error, Result};
@@ -72,11 +72,6 @@ pub fn place_name(place: &str) -> String {
     }
 }
 
-/// Lower-case hexadecimal SHA-256.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn model_identity(model: &ModelSource) -> Value {
     match model {
         ModelSource::Place(place) => json!(place_name(place)),
@@ -90,7 +85,7 @@ fn model_identity(model: &ModelSource) -> Value {
 fn texts_identity(texts: &[NamedText]) -> Value {
     let identity = |text: &NamedText| {
         let name = place_name(&text.source.path().to_string_lossy());
-        let mut identity = json!({"name": name, "sha256": sha256(text.text.as_bytes())});
+        let mut identity = json!({"name": name, "sha256": sha256_of_bytes(text.text.as_bytes())});
         if let Source::Column(column) = text.source {
             identity["column"] = json!(column.column);
             identity["header"] = json!(column.header);
@@ -145,6 +140,9 @@ mod tests {
         assert_eq!(place_name("/tmp/x1/text.txt"), "text.txt");
         assert_eq!(place_name("hf:org/name"), "hf:org/name");
         assert_eq!(place_name("data/a.txt"), "data/a.txt");
-        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256_of_bytes(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use luthier_checkpoint::lineage::{sha256_of_bytes, sha256_of_file};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 /// The hash of every existing file or folder that the keys name, `out` aside.
 pub fn of_inputs(keys: &Value) -> anyhow::Result<Value> {
@@ -45,7 +45,7 @@ fn collect(value: &Value, found: &mut Map<String, Value>) -> anyhow::Result<()> 
 /// A file's SHA-256; for a folder, that of its files' names and hashes in sorted order.
 fn of_path(path: &Path) -> anyhow::Result<String> {
     if path.is_file() {
-        return sha256_file(path);
+        return Ok(sha256_of_file(path)?.1);
     }
     let mut names: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
@@ -56,35 +56,5 @@ fn of_path(path: &Path) -> anyhow::Result<String> {
     for name in names {
         listing.push_str(&format!("{} {}\n", name.display(), of_path(&name)?));
     }
-    Ok(hex(&Sha256::digest(listing.as_bytes())))
-}
-
-/// A file's SHA-256, in hexadecimal.
-pub fn sha256_file(path: &Path) -> anyhow::Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    let mut hasher = Sha256::new();
-    std::io::copy(&mut file, &mut HashWriter(&mut hasher)).with_context(|| path.display().to_string())?;
-    Ok(hex(&hasher.finalize()))
-}
-
-/// The SHA-256 of bytes, in hexadecimal.
-pub fn sha256_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(sha256_of_bytes(listing.as_bytes()))
 }

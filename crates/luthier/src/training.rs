@@ -38,13 +38,7 @@ pub fn train(recipe: &Recipe, session: &Session, label: &str, force: bool) -> an
 /// The hashes of all model files that a run depends on.
 fn inputs(recipe: &Recipe) -> anyhow::Result<Value> {
     let files_of = |parent: Parent| serde_json::to_value(parent.files);
-    let hashes = |model: &str| -> anyhow::Result<Value> {
-        let input = places::input(model)?;
-        Ok(files_of(match input.record {
-            Some(record) => record,
-            None => Parent::of_place(model, &input.checkpoint.place)?,
-        })?)
-    };
+    let hashes = |model: &str| -> anyhow::Result<Value> { Ok(files_of(places::input(model)?.parent()?)?) };
     let model = match &recipe.model {
         ModelSource::Place(place) => hashes(place)?,
         ModelSource::Random(random) => {
@@ -72,6 +66,7 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
     match (source, purpose) {
         (ModelSource::Place(place), purpose) => {
             let input = places::input(place)?;
+            let parent = input.parent()?;
             let checkpoint = input.checkpoint;
             let options =
                 LoadOptions { trainable: matches!(purpose, Purpose::Train { .. }), device: Device::Cpu };
@@ -80,10 +75,6 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
             if let Some(tokenizer) = &tokenizer {
                 tokenizer.check_fits(model.vocab_size())?;
             }
-            let parent = match input.record {
-                Some(record) => record,
-                None => Parent::of_place(place, &checkpoint.place)?,
-            };
             let tensors = Some(checkpoint.tensors);
             Ok(Opened { model, tokenizer, side_files: checkpoint.side_files, parents: vec![parent], tensors })
         }
