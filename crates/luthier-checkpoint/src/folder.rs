@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::SideFile;
+use crate::gguf::Gguf;
 use crate::safetensors::{SafetensorsFile, ShardedTensors};
 use crate::{Checkpoint, Error, Result, TensorSource};
 
@@ -73,9 +74,15 @@ pub fn read_config(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|problem| Error::format(path, format!("wanted a JSON object: {problem}")))
 }
 
-/// Every file that makes up the model in a folder: config, weights and their index, side files; those that exist, in a
-/// fixed order. What a lineage records the hashes of.
+/// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of a folder
+/// config, weights and their index, side files, those that exist; of a GGUF file all its parts; else the file itself.
 pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
+    if !place.is_dir() {
+        return match Gguf::is_gguf(place) {
+            true => Ok(Gguf::open(place)?.paths().map(Path::to_path_buf).collect()),
+            false => Ok(vec![place.to_path_buf()]),
+        };
+    }
     let mut files = vec![place.join("config.json")];
     let single = place.join("model.safetensors");
     let index = place.join(crate::safetensors::INDEX_NAME);

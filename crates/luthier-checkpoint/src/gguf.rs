@@ -6,6 +6,7 @@
 mod cursor;
 mod read;
 mod side_files;
+mod split;
 mod value;
 mod write;
 

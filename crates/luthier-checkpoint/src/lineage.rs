@@ -132,9 +132,10 @@ impl Lineage {
 }
 
 impl Parent {
-    /// Hashes every file of a model folder, or a single file. `label` is the place as the user gave it.
+    /// Hashes every file of a model folder or of a GGUF model, or a single other file. `label` is the place as the user
+    /// gave it.
     pub fn of_place(label: &str, place: &Path) -> Result<Parent> {
-        let paths = if place.is_dir() { folder::model_files(place)? } else { vec![place.to_path_buf()] };
+        let paths = folder::model_files(place)?;
         let mut files = Vec::with_capacity(paths.len());
         for path in paths {
             let inside = path.strip_prefix(place).ok().filter(|inside| !inside.as_os_str().is_empty());

@@ -153,7 +153,7 @@ fn template_in_config(checkpoint: &Checkpoint) -> bool {
     parsed.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 
-/// Bytes of the GGUF file, or of the folder's safetensors files.
+/// Bytes of the GGUF file with all its parts, or of the folder's safetensors files.
 fn weight_file_bytes(checkpoint: &Checkpoint) -> Result<u64> {
     let place = &checkpoint.place;
     if !place.exists() {
@@ -161,14 +161,10 @@ fn weight_file_bytes(checkpoint: &Checkpoint) -> Result<u64> {
         let sizes = checkpoint.tensors.infos().iter().filter_map(|info| info.dtype.size_bytes(&info.shape));
         return Ok(sizes.sum::<usize>() as u64);
     }
-    let files = if place.is_dir() {
-        luthier_checkpoint::folder::model_files(place)?
-            .into_iter()
-            .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"))
-            .collect()
-    } else {
-        vec![place.clone()]
-    };
+    let mut files = luthier_checkpoint::folder::model_files(place)?;
+    if place.is_dir() {
+        files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    }
     let mut total = 0;
     for file in files {
         let metadata =

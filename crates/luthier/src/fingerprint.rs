@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use luthier_checkpoint::folder::model_files;
 use luthier_checkpoint::lineage::{sha256_of_bytes, sha256_of_file};
 use serde_json::{Map, Value};
 
@@ -42,19 +43,24 @@ fn collect(value: &Value, found: &mut Map<String, Value>) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// A file's SHA-256; for a folder, that of its files' names and hashes in sorted order.
+/// A file's SHA-256; for a folder, or a GGUF model in several files, that of the files' names and hashes in order.
 fn of_path(path: &Path) -> anyhow::Result<String> {
-    if path.is_file() {
-        return Ok(sha256_of_file(path)?.1);
-    }
     let mut names: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
-        names.push(entry?.path());
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).with_context(|| path.display().to_string())? {
+            names.push(entry?.path());
+        }
+        names.sort();
+    } else {
+        names = model_files(path)?;
+        if names.len() == 1 {
+            return Ok(sha256_of_file(path)?.1);
+        }
     }
-    names.sort();
     let mut listing = String::new();
     for name in names {
-        listing.push_str(&format!("{} {}\n", name.display(), of_path(&name)?));
+        let hash = if name.is_dir() { of_path(&name)? } else { sha256_of_file(&name)?.1 };
+        listing.push_str(&format!("{} {hash}\n", name.display()));
     }
     Ok(sha256_of_bytes(listing.as_bytes()))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use luthier_kernels::bytes::SharedBytes;
 
 use super::cursor::Cursor;
+use super::split::Split;
 use super::{DEFAULT_ALIGNMENT, GgufValue};
 use crate::mapped::MappedFile;
 use crate::{Dtype, Error, Result, TensorInfo, TensorSource};
@@ -15,44 +16,93 @@ use crate::{Dtype, Error, Result, TensorInfo, TensorSource};
 /// Axes that a tensor of ggml has at most.
 const MAX_AXES: u32 = 4;
 
-/// A GGUF file. As a [`TensorSource`] it speaks GGUF's own names; shapes are outermost axis first, as everywhere here
-/// (the file has them the other way round).
+/// A GGUF file, or all files of one that is split. As a [`TensorSource`] it speaks GGUF's own names; shapes are outermost
+/// axis first, as everywhere here (the file has them the other way round).
 pub struct Gguf {
     /// 2 or 3.
     pub version: u32,
-    /// Keys and values in file order.
+    /// Keys and values in file order; of a split file those of the first part, but for the keys that number the parts.
     pub metadata: Vec<(String, GgufValue)>,
     /// `general.alignment`, or 32.
     pub alignment: usize,
     infos: Vec<TensorInfo>,
-    ranges: HashMap<String, Range<usize>>,
-    map: Arc<MappedFile>,
+    /// Part and range of each tensor.
+    ranges: HashMap<String, (usize, Range<usize>)>,
+    parts: Vec<Arc<MappedFile>>,
 }
 
 impl Gguf {
-    /// Maps and checks a file.
+    /// Maps and checks a file. Of a split one it takes the first part and finds the others beside it.
     pub fn open(path: &Path) -> Result<Gguf> {
-        let map = MappedFile::open(path)?;
-        let header = Header::parse(map.bytes()).map_err(|what| Error::format(path, what))?;
+        let (map, header) = open_part(path)?;
+        let split = Split::of(&header.metadata).map_err(|what| Error::format(path, what))?;
         let Header { version, metadata, alignment, entries } = header;
-        let split_count =
-            metadata.iter().find(|(key, _)| key == "split.count").and_then(|(_, value)| value.as_u64());
-        if let Some(count) = split_count.filter(|&count| count > 1) {
-            let what = format!("is one of {count} parts; join them first (llama-gguf-split --merge)");
-            return Err(Error::format(path, what));
+        let mut gguf = Gguf {
+            version,
+            metadata,
+            alignment,
+            infos: Vec::with_capacity(entries.len()),
+            ranges: HashMap::with_capacity(entries.len()),
+            parts: Vec::new(),
+        };
+        gguf.add_part(map, entries)?;
+        if let Some(split) = split {
+            gguf.metadata.retain(|(key, _)| !key.starts_with("split."));
+            gguf.add_others(path, split)?;
         }
-        let mut infos = Vec::with_capacity(entries.len());
-        let mut ranges = HashMap::with_capacity(entries.len());
-        for (info, range) in entries {
-            ranges.insert(info.name.clone(), range);
-            infos.push(info);
-        }
-        Ok(Gguf { version, metadata, alignment, infos, ranges, map })
+        Ok(gguf)
     }
 
-    /// Where it lies.
+    fn add_others(&mut self, first: &Path, split: Split) -> Result<()> {
+        let paths = split.paths(first).map_err(|what| Error::format(first, what))?;
+        for (number, path) in paths.iter().enumerate().skip(1) {
+            let of = format!("part {} of {} of {}", number + 1, split.count, first.display());
+            if !path.exists() {
+                return Err(Error::format(path, format!("is missing: {of}; put it beside the others")));
+            }
+            let (map, header) = open_part(path)?;
+            let came = Split::of(&header.metadata).map_err(|what| Error::format(path, what))?;
+            match came {
+                Some(came) if (came.number, came.count) == (number, split.count) => {}
+                Some(Split { number, count, .. }) => {
+                    let what = format!("wanted {of}, its metadata say part {} of {count}", number + 1);
+                    return Err(Error::format(path, what));
+                }
+                None => return Err(Error::format(path, format!("wanted {of}, its metadata name no part"))),
+            }
+            self.add_part(map, header.entries)?;
+        }
+        match split.n_tensors {
+            Some(wanted) if wanted != self.infos.len() => {
+                let came = self.infos.len();
+                let what = format!("split.tensors.count is {wanted}, its {} parts hold {came}", split.count);
+                Err(Error::format(first, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add_part(&mut self, map: Arc<MappedFile>, entries: Vec<(TensorInfo, Range<usize>)>) -> Result<()> {
+        let part = self.parts.len();
+        for (info, range) in entries {
+            if self.ranges.insert(info.name.clone(), (part, range)).is_some() {
+                let what = format!("tensor {} stands in another part already", info.name);
+                return Err(Error::format(map.path(), what));
+            }
+            self.infos.push(info);
+        }
+        self.parts.push(map);
+        Ok(())
+    }
+
+    /// Where it lies: the file, or the first of its parts.
     pub fn path(&self) -> &Path {
-        self.map.path()
+        self.parts[0].path()
+    }
+
+    /// Every file of it.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|part| part.path())
     }
 
     /// The value of a metadata key.
@@ -75,12 +125,18 @@ impl TensorSource for Gguf {
     }
 
     fn read(&self, name: &str) -> Result<SharedBytes> {
-        let range = self
+        let (part, range) = self
             .ranges
             .get(name)
             .ok_or_else(|| Error::tensor(name, format!("is not in {}", self.path().display())))?;
-        Ok(self.map.share(range.clone()))
+        Ok(self.parts[*part].share(range.clone()))
     }
+}
+
+fn open_part(path: &Path) -> Result<(Arc<MappedFile>, Header)> {
+    let map = MappedFile::open(path)?;
+    let header = Header::parse(map.bytes()).map_err(|what| Error::format(path, what))?;
+    Ok((map, header))
 }
 
 /// Everything before the tensors' bytes, checked against the length of the file.

@@ -84,14 +84,64 @@ fn every_type_comes_back_in_order() {
     }
 }
 
-#[test]
-fn a_part_of_a_split_file_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("m-00001-of-00002.gguf");
-    let mut writer = GgufWriter::create(&path, &[pair("split.count", GgufValue::U16(2))], &[]).unwrap();
+/// Writes one part of a split model with tensors of these names, each of one value.
+fn part(folder: &std::path::Path, number: u16, keys: (u16, u16, i32), names: &[&str]) -> std::path::PathBuf {
+    let path = folder.join(format!("m-{:05}-of-00002.gguf", number + 1));
+    let (no, count, n_tensors) = keys;
+    let metadata = [
+        pair("general.architecture", GgufValue::String("llama".to_string())),
+        pair("split.no", GgufValue::U16(no)),
+        pair("split.count", GgufValue::U16(count)),
+        pair("split.tensors.count", GgufValue::I32(n_tensors)),
+    ];
+    let info =
+        |name: &&str| TensorInfo { name: name.to_string(), dtype: Dtype::F32, shape: vec![1] };
+    let infos: Vec<TensorInfo> = names.iter().map(info).collect();
+    let mut writer = GgufWriter::create(&path, &metadata, &infos).unwrap();
+    for (idx, name) in names.iter().enumerate() {
+        writer.write(name, &(f32::from(number) + idx as f32 / 8.0).to_le_bytes()).unwrap();
+    }
     writer.finish().unwrap();
-    let error = Gguf::open(&path).err().unwrap().to_string();
-    assert!(error.contains("one of 2 parts"), "{error}");
+    path
+}
+
+#[test]
+fn all_parts_of_a_split_file_are_one_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = part(folder.path(), 0, (0, 2, 3), &["a"]);
+    let second = part(folder.path(), 1, (1, 2, 3), &["b", "c"]);
+    let gguf = Gguf::open(&first).unwrap();
+    let names: Vec<&str> = gguf.infos().iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(gguf.read("c").unwrap().to_vec(), 1.125f32.to_le_bytes());
+    assert!(gguf.get("split.count").is_none() && gguf.get("general.architecture").is_some());
+    let parent = luthier_checkpoint::lineage::Parent::of_place("m", &first).unwrap();
+    assert_eq!(parent.files.len(), 2);
+    let refused = Gguf::open(&second).err().unwrap().to_string();
+    assert!(refused.contains("give the first one: m-00001-of-00002.gguf"), "{refused}");
+}
+
+#[test]
+fn parts_that_do_not_belong_together_are_refused() {
+    let cases: [(&str, (u16, u16, i32), &[&str]); 4] = [
+        ("say part 1 of 2", (0, 2, 2), &["b"]),
+        ("say part 2 of 3", (1, 3, 2), &["b"]),
+        ("tensor a stands in another part already", (1, 2, 2), &["a"]),
+        ("split.tensors.count is 2, its 2 parts hold 1", (1, 2, 2), &[]),
+    ];
+    for (wanted, keys, names) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let first = part(folder.path(), 0, (0, 2, 2), &["a"]);
+        let missing = Gguf::open(&first).err().unwrap().to_string();
+        assert!(missing.contains("m-00002-of-00002.gguf") && missing.contains("is missing"), "{missing}");
+        part(folder.path(), 1, keys, names);
+        let refused = Gguf::open(&first).err().unwrap().to_string();
+        assert!(refused.contains(wanted), "{refused}");
+        let renamed = folder.path().join("other.gguf");
+        std::fs::rename(&first, &renamed).unwrap();
+        let refused = Gguf::open(&renamed).err().unwrap().to_string();
+        assert!(refused.contains("its name must end in -00001-of-00002.gguf"), "{refused}");
+    }
 }
 
 #[test]
