@@ -55,12 +55,13 @@ pub(crate) fn build() -> Result<LlamaCpp> {
 }
 
 impl LlamaCpp {
-    /// The greedy continuation of a prompt, taken literally.
+    /// The greedy continuation of a prompt, taken literally, up to the first end token.
     pub(crate) fn complete(&self, model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
         let mut command = Command::new(self.programs.join("llama-completion"));
         command.arg("--model").arg(model).args(["--prompt", prompt, "--predict", &n_tokens.to_string()]);
         command.args(["--temp", "0", "--threads", "2", "--no-display-prompt", "--no-conversation"]);
-        command.args(["--ignore-eos", "--no-escape", "--special", "--no-warmup", "--simple-io"]);
+        // Its --ignore-eos forbids the end tokens, so that the text up to the first one is all that can be compared.
+        command.args(["--no-escape", "--no-warmup", "--simple-io"]);
         let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
         ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -14,8 +14,10 @@ use crate::python_env::succeed;
 
 /// New tokens for each prompt.
 const NEW_TOKENS: usize = 32;
-/// Where the two best logits lie closer than this, rounding may decide between them.
-const TIE_MARGIN: f64 = 0.15;
+/// Where the two best logits lie closer than this, rounding of f32 sums may decide between them.
+const TIE_MARGIN: f64 = 1e-3;
+/// What llama-completion writes where the model ended by itself.
+const END_MARK: &str = " [end of text]";
 
 /// Prints one line a comparison; an error when any of them fails.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -96,7 +98,7 @@ impl Setting {
         let model = path_text(model)?;
         for (prompt, wanted) in self.prompts.iter().zip(reference["prompts"].as_array().into_iter().flatten())
         {
-            let ours = self.generate(model, prompt)?;
+            let ours = self.generate(model, prompt, &["--ignore-eos"])?;
             let same_prompt = ours["prompt_token_ids"] == wanted["prompt_token_ids"];
             let verdict = first_difference(&ours["token_ids"], wanted);
             let line = format!(
@@ -122,9 +124,11 @@ impl Setting {
     ) -> Result<()> {
         let path = path_text(model)?;
         for prompt in &self.prompts {
-            let ours = self.generate(path, prompt)?;
+            let ours = self.generate(path, prompt, &[])?;
             let ours = ours["text"].as_str().unwrap_or_default();
             let theirs = llama_cpp.complete(model, prompt, NEW_TOKENS)?;
+            let theirs = theirs.trim_end();
+            let theirs = theirs.strip_suffix(END_MARK).unwrap_or(theirs);
             let same = ours.trim_end() == theirs.trim_end();
             let line =
                 format!("{name} against llama.cpp, {prompt:?}: {}", if same { "same" } else { "differs" });
@@ -141,9 +145,10 @@ impl Setting {
         Ok(())
     }
 
-    fn generate(&self, model: &str, prompt: &str) -> Result<Value> {
+    fn generate(&self, model: &str, prompt: &str, flags: &[&str]) -> Result<Value> {
         let n_tokens = NEW_TOKENS.to_string();
-        self.luthier(&["generate", model, "--prompt", prompt, "--max-new-tokens", &n_tokens, "--ignore-eos"])
+        let arguments = ["generate", model, "--prompt", prompt, "--max-new-tokens", &n_tokens];
+        self.luthier(&[&arguments[..], flags].concat())
     }
 }
 

@@ -43,7 +43,9 @@ impl Split {
         }
         let prefix = prefix.ok_or_else(|| {
             let ending = ending(0, count);
-            format!("is the first of {count} parts; its name must end in {ending}, so that the others are found")
+            format!(
+                "is the first of {count} parts; its name must end in {ending}, so that the others are found"
+            )
         })?;
         Ok((0..count).map(|part| first.with_file_name(format!("{prefix}{}", ending(part, count)))).collect())
     }

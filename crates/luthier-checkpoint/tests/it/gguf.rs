@@ -94,8 +94,7 @@ fn part(folder: &std::path::Path, number: u16, keys: (u16, u16, i32), names: &[&
         pair("split.count", GgufValue::U16(count)),
         pair("split.tensors.count", GgufValue::I32(n_tensors)),
     ];
-    let info =
-        |name: &&str| TensorInfo { name: name.to_string(), dtype: Dtype::F32, shape: vec![1] };
+    let info = |name: &&str| TensorInfo { name: name.to_string(), dtype: Dtype::F32, shape: vec![1] };
     let infos: Vec<TensorInfo> = names.iter().map(info).collect();
     let mut writer = GgufWriter::create(&path, &metadata, &infos).unwrap();
     for (idx, name) in names.iter().enumerate() {

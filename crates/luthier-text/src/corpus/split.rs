@@ -1,6 +1,5 @@
 //! Puts some of a corpus aside for validation.
 
-use super::order::mix;
 use crate::error::{Result, TextError};
 
 /// Training and validation texts.
@@ -66,4 +65,12 @@ fn at_paragraphs(documents: &[String], fraction: f64) -> Split {
 fn hash(bytes: &[u8], seed: u64) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold) ^ mix(seed))
+}
+
+/// SplitMix64's output function (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+fn mix(mut state: u64) -> u64 {
+    state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    state ^ (state >> 31)
 }
