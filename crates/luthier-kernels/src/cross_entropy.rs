@@ -22,8 +22,8 @@ pub struct RowTargets<'a> {
 pub struct RowTeacher<'a> {
     /// `[rows, v]`.
     pub logits: &'a [f32],
-    /// In 0..=1; the rest is the row's own id.
-    pub share: f32,
+    /// One for each row, in 0..=1; the rest is the row's own id.
+    pub shares: &'a [f32],
     /// T: divides the logits of both sides, and its square is a factor on the teacher's part of the loss, so that
     /// gradients keep their size.
     pub temperature: f32,
@@ -41,7 +41,9 @@ pub fn cross_entropy_rows(
     assert_eq!(logits.len(), losses.len() * v, "logits of {} rows", losses.len());
     assert!(targets.ids.iter().all(|&id| (id as usize) < v), "target ids below {v}");
     assert!(targets.ids.len() == losses.len() && targets.weights.len() == losses.len(), "targets");
-    assert!(targets.teacher.is_none_or(|teacher| teacher.logits.len() == logits.len()), "teacher logits");
+    if let Some(RowTeacher { logits: taught, shares, .. }) = targets.teacher {
+        assert!(taught.len() == logits.len() && shares.len() == losses.len(), "teacher logits and shares");
+    }
     let (logits, losses_out) = (Shared::new(logits), Shared::new(losses));
     pool::run(targets.ids.len(), &|row| {
         // SAFETY: each task owns its row.
@@ -49,7 +51,7 @@ pub fn cross_entropy_rows(
         let target = RowTarget {
             id: targets.ids[row] as usize,
             weight: targets.weights[row],
-            teacher: targets.teacher.map(|all| RowTeacher { logits: &all.logits[row * v..][..v], ..all }),
+            teacher: targets.teacher.and_then(|all| OneTeacher::of_row(all, row, v)),
             softcap: targets.softcap,
         };
         loss[0] = one_row(logits, target, grads);
@@ -60,8 +62,24 @@ pub fn cross_entropy_rows(
 struct RowTarget<'a> {
     id: usize,
     weight: f32,
-    teacher: Option<RowTeacher<'a>>,
+    teacher: Option<OneTeacher<'a>>,
     softcap: Option<f32>,
+}
+
+#[derive(Clone, Copy)]
+struct OneTeacher<'a> {
+    logits: &'a [f32],
+    share: f32,
+    temperature: f32,
+}
+
+impl<'a> OneTeacher<'a> {
+    /// None where the teacher has no share in the row.
+    fn of_row(all: RowTeacher<'a>, row: usize, v: usize) -> Option<OneTeacher<'a>> {
+        let share = all.shares[row];
+        let logits = &all.logits[row * v..][..v];
+        (share != 0.0).then_some(OneTeacher { logits, share, temperature: all.temperature })
+    }
 }
 
 dispatch! { fn one_row(logits: &mut [f32], target: RowTarget, grads: bool) -> f32 = one_row_body }
@@ -116,10 +134,10 @@ fn one_row_body<const FMA: bool>(logits: &mut [f32], target: RowTarget, grads: b
 fn tempered_row<const FMA: bool>(
     logits: &mut [f32],
     target: RowTarget,
-    teacher: RowTeacher,
+    teacher: OneTeacher,
     grads: bool,
 ) -> f32 {
-    let RowTeacher { share, temperature, .. } = teacher;
+    let OneTeacher { share, temperature, .. } = teacher;
     let cool = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x / temperature).collect() };
     let (student, teacher) = (cool(logits), cool(teacher.logits));
     let (student_log_sum, teacher_log_sum) = (log_sum_exp::<FMA>(&student), log_sum_exp::<FMA>(&teacher));

@@ -41,8 +41,8 @@ pub struct Targets {
 pub struct Teaching {
     /// `[n, v]`.
     pub logits: Tensor,
-    /// The share of the teacher's distribution in the target, in 0..=1.
-    pub share: f64,
+    /// `[n]`: the share of the teacher's distribution in each target, in 0..=1.
+    pub shares: Vec<f32>,
     /// Above 0; 1 leaves the logits as they are.
     pub temperature: f64,
 }
@@ -66,10 +66,13 @@ pub fn projected_cross_entropy(
     if let Some((id, _)) = scored.find(|(id, _)| **id as usize >= v) {
         candle_core::bail!("{}: target {id} of a vocabulary of {v}", head.name());
     }
-    let teacher = targets.teacher.as_ref().map(|teacher| &teacher.logits);
-    if let Some(teacher) = teacher.filter(|teacher| teacher.dims() != [n, v]) {
-        candle_core::bail!("{}: teacher logits {:?}, wanted [{n}, {v}]", head.name(), teacher.dims());
+    if let Some(Teaching { logits, shares, .. }) = &targets.teacher
+        && (logits.dims() != [n, v] || shares.len() != n)
+    {
+        let (dims, shares) = (logits.dims(), shares.len());
+        candle_core::bail!("{}: teacher logits {dims:?} and {shares} shares, wanted [{n}, {v}]", head.name());
     }
+    let teacher = targets.teacher.as_ref().map(|teacher| &teacher.logits);
     if !tape::is_fused(&[hidden])
         || !on_cpu(head)
         || teacher.is_some_and(|teacher| !tape::is_fused(&[teacher]))
@@ -111,11 +114,13 @@ fn reference(hidden: &Tensor, head: &Weight, softcap: Option<f64>, targets: &Tar
     let ids = Tensor::from_slice(&ids, (n, 1), device)?;
     let weights = Tensor::from_slice(&targets.weights, n, device)?;
     let mut nll = log_p.gather(&ids, 1)?.squeeze(1)?.neg()?;
-    if let Some(Teaching { logits: teacher, share, temperature }) = &targets.teacher {
+    if let Some(Teaching { logits: teacher, shares, temperature }) = &targets.teacher {
         let p = log_softmax(&(teacher / *temperature)?)?.exp()?.detach();
         let log_q = log_softmax(&(logits / *temperature)?)?;
         let soft = p.mul(&log_q)?.sum(D::Minus1)?.neg()?;
-        nll = ((nll * (1.0 - share))? + (soft * (share * temperature * temperature))?)?;
+        let shares = Tensor::from_slice(shares, n, device)?;
+        let (own, taught) = (nll.mul(&shares.affine(-1.0, 1.0)?)?, soft.mul(&shares)?);
+        nll = (own + (taught * (temperature * temperature))?)?;
     }
     nll.mul(&weights)?.sum_all()? / f64::from(targets.normalizer)
 }
@@ -241,14 +246,15 @@ impl Loss {
 
     /// Lends the teacher's logits of these positions.
     fn with_teacher(&self, positions: &[usize], work: impl FnOnce(Option<RowTeacher>)) -> Result<()> {
-        let Some(Teaching { logits, share, temperature }) = &self.scored.teacher else {
+        let Some(Teaching { logits, shares, temperature }) = &self.scored.teacher else {
             work(None);
             return Ok(());
         };
+        let shares: Vec<f32> = positions.iter().map(|&at| shares[at]).collect();
         tape::read(&[logits], |slices| {
             work(Some(RowTeacher {
                 logits: &gather_rows(slices[0], positions, self.dims.2),
-                share: *share as f32,
+                shares: &shares,
                 temperature: *temperature as f32,
             }));
             Ok(())

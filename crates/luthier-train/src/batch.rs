@@ -37,10 +37,10 @@ pub struct Row {
     pub targets: Vec<u32>,
     /// Whether it counts: 1, or 0 where the position is not scored.
     pub weights: Vec<f32>,
-    /// What a decoder-only teacher of an encoder-decoder student reads; empty where the objective has no such view.
+    /// What a decoder-only teacher of an encoder-decoder student reads; empty for a decoder-only student.
     pub teacher: Tokens,
-    /// For each scored position in order: the position in `teacher` that predicts the same token.
-    pub teacher_positions: Vec<usize>,
+    /// For each scored position in order: the position in `teacher` that predicts the same token, where there is one.
+    pub teacher_positions: Vec<Option<usize>>,
 }
 
 impl Row {
@@ -72,8 +72,9 @@ pub struct Batch {
 pub struct TeacherView {
     /// Its input.
     pub tokens: TokenBatch,
-    /// For each scored position of the batch in order: the row of the teacher's flattened states that predicts it.
-    pub positions: Vec<u32>,
+    /// For each scored position of the batch in order: the row of the teacher's flattened states that predicts it, where
+    /// there is one.
+    pub positions: Vec<Option<u32>>,
 }
 
 impl Batch {
@@ -132,7 +133,8 @@ fn teacher_view(rows: &[Row]) -> Option<TeacherView> {
     let width = stacked.ids.len() / rows.len();
     let mut positions = Vec::new();
     for (row_idx, row) in rows.iter().enumerate() {
-        positions.extend(row.teacher_positions.iter().map(|&position| (row_idx * width + position) as u32));
+        let in_batch = |position: &Option<usize>| position.map(|at| (row_idx * width + at) as u32);
+        positions.extend(row.teacher_positions.iter().map(in_batch));
     }
     Some(TeacherView { tokens: stacked, positions })
 }

@@ -205,7 +205,7 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
             let opened = open(&ModelSource::Place(place.clone()), Purpose::Teach).map_err(named(place))?;
             corpus::check_same_tokenizer(&texts.train, tokenizer, opened.tokenizer.as_ref())?;
             parents.extend(opened.parents);
-            Some(Teacher::new(opened.model, how, student.model.as_ref(), objective.as_ref())?)
+            Some(Teacher::new(opened.model, how, student.model.as_ref())?)
         }
         _ => None,
     };

@@ -1,14 +1,13 @@
 //! A teacher: a frozen model whose distribution at the target positions the student learns (arXiv:1503.02531).
 //!
-//! A decoder-only teacher of an encoder-decoder student reads prefix and target as one text; its prediction of each
-//! target token stands at the token before it.
+//! A decoder-only teacher of an encoder-decoder student reads the text itself; its prediction of each target token stands
+//! at the token before it. Targets that are no tokens of the text (sentinels, end tokens) it does not teach.
 
 use candle_core::Tensor;
 use luthier_arch::model::Model;
 use luthier_ops::cross_entropy::Teaching;
 
-use crate::batch::Batch;
-use crate::objectives::Objective;
+use crate::batch::{Batch, TeacherView};
 use crate::recipe::DistillationRecipe;
 use crate::{Error, Result};
 
@@ -23,12 +22,7 @@ pub struct Teacher {
 
 impl Teacher {
     /// Refuses a teacher that cannot score the student's targets; freezes its weights.
-    pub fn new(
-        model: Box<dyn Model>,
-        how: &DistillationRecipe,
-        student: &dyn Model,
-        objective: &dyn Objective,
-    ) -> Result<Teacher> {
+    pub fn new(model: Box<dyn Model>, how: &DistillationRecipe, student: &dyn Model) -> Result<Teacher> {
         if model.vocab_size() != student.vocab_size() {
             let what = format!(
                 "has a vocabulary of {}, the student of {}; they must be one tokenizer's",
@@ -37,17 +31,9 @@ impl Teacher {
             );
             return Err(Error::recipe("teacher", what));
         }
-        match (model.is_encoder_decoder(), student.is_encoder_decoder()) {
-            (true, false) => {
-                let what = "is an encoder-decoder, the student has no encoder; name a decoder-only teacher";
-                return Err(Error::recipe("teacher", what));
-            }
-            (false, true) if !objective.has_teacher_view() => {
-                let what = "is decoder-only and cannot score this objective's targets for an encoder-decoder; \
-                            use objective: prefixlm, or an encoder-decoder teacher";
-                return Err(Error::recipe("teacher", what));
-            }
-            _ => {}
+        if model.is_encoder_decoder() && !student.is_encoder_decoder() {
+            let what = "is an encoder-decoder, the student has no encoder; name a decoder-only teacher";
+            return Err(Error::recipe("teacher", what));
         }
         for weight in model.weights() {
             weight.set_trainable(false);
@@ -57,20 +43,29 @@ impl Teacher {
 
     /// The teacher's logits at the scored positions of a batch, [n, v], and how they count.
     pub fn targets(&self, batch: &Batch, scored: &[u32]) -> Result<Teaching> {
-        let logits = luthier_ops::without_tape(|| self.score(batch, scored))?;
-        Ok(Teaching { logits, share: self.share, temperature: self.temperature })
+        let share = self.share as f32;
+        let view = batch.teacher.as_ref().filter(|_| !self.model.is_encoder_decoder());
+        let logits = luthier_ops::without_tape(|| self.score(batch, view, scored))?;
+        let shares = match view {
+            // Where the view predicts nothing, its logits are those of some other position and count nothing.
+            Some(view) => view.positions.iter().map(|at| if at.is_some() { share } else { 0.0 }).collect(),
+            None => vec![share; scored.len()],
+        };
+        Ok(Teaching { logits, shares, temperature: self.temperature })
     }
 
-    fn score(&self, batch: &Batch, scored: &[u32]) -> Result<Tensor> {
-        let as_decoder_only = !self.model.is_encoder_decoder() && batch.encoder.is_some();
-        let (states, positions) = if as_decoder_only {
-            let view = batch.teacher.as_ref().expect("checked when the teacher was chosen");
-            (self.model.hidden(&view.tokens, None, None)?, view.positions.as_slice())
-        } else {
-            let encoded = batch.encoder.as_ref().map(|tokens| self.model.encode(tokens)).transpose()?;
-            (self.model.hidden(&batch.decoder, encoded.as_ref(), None)?, scored)
+    fn score(&self, batch: &Batch, view: Option<&TeacherView>, scored: &[u32]) -> Result<Tensor> {
+        let (states, positions) = match view {
+            Some(view) => {
+                let positions = view.positions.iter().map(|at| at.unwrap_or(0)).collect();
+                (self.model.hidden(&view.tokens, None, None)?, positions)
+            }
+            None => {
+                let encoded = batch.encoder.as_ref().map(|tokens| self.model.encode(tokens)).transpose()?;
+                (self.model.hidden(&batch.decoder, encoded.as_ref(), None)?, scored.to_vec())
+            }
         };
-        Ok(self.model.logits(&select_rows(&states, positions)?)?)
+        Ok(self.model.logits(&select_rows(&states, &positions)?)?)
     }
 }
 

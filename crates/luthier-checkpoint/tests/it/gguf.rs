@@ -84,8 +84,11 @@ fn every_type_comes_back_in_order() {
     }
 }
 
+/// `split.no`, `split.count` and `split.tensors.count`.
+type SplitKeys = (u16, u16, i32);
+
 /// Writes one part of a split model with tensors of these names, each of one value.
-fn part(folder: &std::path::Path, number: u16, keys: (u16, u16, i32), names: &[&str]) -> std::path::PathBuf {
+fn part(folder: &std::path::Path, number: u16, keys: SplitKeys, names: &[&str]) -> std::path::PathBuf {
     let path = folder.join(format!("m-{:05}-of-00002.gguf", number + 1));
     let (no, count, n_tensors) = keys;
     let metadata = [
@@ -122,7 +125,7 @@ fn all_parts_of_a_split_file_are_one_model() {
 
 #[test]
 fn parts_that_do_not_belong_together_are_refused() {
-    let cases: [(&str, (u16, u16, i32), &[&str]); 4] = [
+    let cases: [(&str, SplitKeys, &[&str]); 4] = [
         ("say part 1 of 2", (0, 2, 2), &["b"]),
         ("say part 2 of 3", (1, 3, 2), &["b"]),
         ("tensor a stands in another part already", (1, 2, 2), &["a"]),

@@ -136,7 +136,8 @@ fn targets(n: usize, v: usize, skipped: usize, temperature: Option<f64>) -> Targ
     let weights: Vec<f32> =
         (0..n).map(|i| if i % 4 < skipped { 0.0 } else { 1.0 + i as f32 / 9.0 }).collect();
     let logits = || (tensor(&[n, v], 7) * 3.0).unwrap();
-    let teacher = temperature.map(|temperature| Teaching { logits: logits(), share: 0.3, temperature });
+    let shares = (0..n).map(|i| [0.3, 0.0, 1.0][i % 3]).collect();
+    let teacher = temperature.map(|temperature| Teaching { logits: logits(), shares, temperature });
     Targets { ids, normalizer: weights.iter().sum::<f32>().max(1.0), weights, teacher }
 }
 
@@ -149,7 +150,7 @@ fn distillation_divides_both_sides_by_the_temperature() {
     let head = Weight::dense("head", &rows, true).unwrap();
     let hidden = candle_core::Var::from_vec(vec![4f32.ln()], (1, 1), &Device::Cpu).unwrap();
     let logits = Tensor::from_vec(vec![9f32.ln(), 0.0], (1, 2), &Device::Cpu).unwrap();
-    let teacher = Some(Teaching { logits, share: 0.25, temperature: 2.0 });
+    let teacher = Some(Teaching { logits, shares: vec![0.25], temperature: 2.0 });
     let targets = Targets { ids: vec![0], weights: vec![1.0], normalizer: 1.0, teacher };
     let loss = projected_cross_entropy(&hidden, &head, None, &targets).unwrap();
     let wanted = 0.75 * 5f32.ln() + 0.25 * (4.0 * 3f32.ln() - 2f32.ln());

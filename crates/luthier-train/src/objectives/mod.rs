@@ -34,9 +34,6 @@ pub trait Objective: Send + Sync {
 
     /// The row that validation scores: the same at every validation.
     fn validation_row(&self, window: &Window, sequence: &mut Random) -> Row;
-
-    /// Whether a decoder-only teacher can predict the targets of an encoder-decoder student.
-    fn has_teacher_view(&self) -> bool;
 }
 
 /// The objective of a resolved recipe.

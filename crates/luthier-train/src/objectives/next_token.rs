@@ -46,10 +46,6 @@ impl Objective for NextToken {
     fn validation_row(&self, window: &Window, sequence: &mut Random) -> Row {
         self.row(window, &mut sequence.clone(), sequence)
     }
-
-    fn has_teacher_view(&self) -> bool {
-        false
-    }
 }
 
 #[cfg(test)]

@@ -51,10 +51,6 @@ impl Objective for PrefixLm {
         let [low, high] = self.prefix_fraction;
         self.split(window, (low + high) / 2.0)
     }
-
-    fn has_teacher_view(&self) -> bool {
-        true
-    }
 }
 
 /// The decoder-only row: all tokens but the last are read, those from `prefix_tokens` on are targets.
@@ -83,7 +79,7 @@ fn encoder_decoder(window: &Window, prefix_tokens: usize, start: u32, whole: Row
             let input = if begins_document || begins_target { start } else { window.ids[position - 1] };
             row.push(input, segment as u32, window.ids[position], !begins_document);
             if !begins_document {
-                row.teacher_positions.push(position - 1);
+                row.teacher_positions.push(Some(position - 1));
             }
         }
     }
@@ -118,7 +114,10 @@ mod tests {
             ([4, 5, 6].as_slice(), [1.0; 3].as_slice())
         );
         // The decoder-only view predicts the same tokens from positions 2, 3, 4 of the whole window.
-        assert_eq!((row.teacher.ids, row.teacher_positions), (vec![1, 2, 3, 4, 5], vec![2, 3, 4]));
+        assert_eq!(
+            (row.teacher.ids, row.teacher_positions),
+            (vec![1, 2, 3, 4, 5], vec![Some(2), Some(3), Some(4)])
+        );
     }
 
     #[test]
@@ -139,7 +138,7 @@ mod tests {
         assert_eq!(encoder_decoder.encoder.segments, [0, 0, 0]);
         // And the teacher's positions predict those very tokens.
         let taught: Vec<u32> =
-            encoder_decoder.teacher_positions.iter().map(|&p| decoder_only.targets[p]).collect();
+            encoder_decoder.teacher_positions.iter().flatten().map(|&p| decoder_only.targets[p]).collect();
         assert_eq!(taught, [4, 6, 8, 9]);
     }
 

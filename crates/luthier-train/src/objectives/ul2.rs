@@ -15,7 +15,8 @@
 //!
 //! An encoder-decoder reads the input in its encoder and the target after its start token in its decoder; a decoder-only
 //! model reads input and target one behind the other and is scored on the target alone. Documents of one token in a
-//! window are left out.
+//! window are left out. A decoder-only teacher of an encoder-decoder reads the document as it is and teaches the target's
+//! tokens from the ones before them.
 
 use luthier_text::Tokenizer;
 
@@ -56,6 +57,22 @@ pub struct Denoised {
     pub input: Vec<u32>,
     /// What is to be said.
     pub target: Vec<u32>,
+    /// Where each target token stands in the document; none for sentinels and the end token.
+    pub sources: Vec<Option<usize>>,
+}
+
+impl Denoised {
+    /// Asks for `ids[range]`.
+    fn want(&mut self, ids: &[u32], range: std::ops::Range<usize>) {
+        self.target.extend(&ids[range.clone()]);
+        self.sources.extend(range.map(Some));
+    }
+
+    /// Asks for a token that is none of the document's.
+    fn want_marker(&mut self, marker: u32) {
+        self.target.push(marker);
+        self.sources.push(None);
+    }
 }
 
 impl Ul2 {
@@ -95,14 +112,16 @@ impl Ul2 {
                 let spans =
                     noise_spans(ids.len(), denoiser.density, mean_span, self.tokens.sentinels.len(), random);
                 let mut denoised = corrupt(ids, &spans, &self.tokens.sentinels);
-                denoised.target.extend(self.end_token);
+                self.end_token.iter().for_each(|&end| denoised.want_marker(end));
                 denoised
             }
             None => {
                 let most = 2.0 * denoiser.density * ids.len() as f64;
                 let target_tokens = ((random.unit() * most).round() as usize).clamp(1, ids.len() - 1);
-                let (input, target) = ids.split_at(ids.len() - target_tokens);
-                Denoised { input: input.to_vec(), target: target.to_vec() }
+                let split = ids.len() - target_tokens;
+                let mut denoised = Denoised { input: ids[..split].to_vec(), ..Denoised::default() };
+                denoised.want(ids, split..ids.len());
+                denoised
             }
         };
         if self.mode_tokens {
@@ -116,10 +135,15 @@ impl Ul2 {
         denoised
     }
 
-    fn append(&self, row: &mut Row, segment: u32, denoised: &Denoised) {
-        let Denoised { input, target } = denoised;
+    fn append(&self, row: &mut Row, segment: u32, ids: &[u32], denoised: &Denoised) {
+        let Denoised { input, target, sources } = denoised;
         match self.decoder_start_token {
             Some(start) => {
+                // The first token of a document is never a target: each has one before it in the text.
+                let first = row.teacher.ids.len();
+                let before = |source: &Option<usize>| source.map(|at| first + at - 1);
+                row.teacher_positions.extend(sources.iter().map(before));
+                ids.iter().for_each(|&id| row.teacher.push(id, segment));
                 input.iter().for_each(|&id| row.encoder.push(id, segment));
                 let mut previous = start;
                 for &id in target {
@@ -142,8 +166,9 @@ impl Objective for Ul2 {
         let mut row = Row::default();
         for (segment, piece) in window.pieces.iter().enumerate() {
             if piece.end - piece.start >= 2 {
-                let denoised = self.denoise(&window.ids[piece.start..piece.end], sequence);
-                self.append(&mut row, segment as u32, &denoised);
+                let ids = &window.ids[piece.start..piece.end];
+                let denoised = self.denoise(ids, sequence);
+                self.append(&mut row, segment as u32, ids, &denoised);
             }
         }
         row
@@ -151,10 +176,6 @@ impl Objective for Ul2 {
 
     fn validation_row(&self, window: &Window, sequence: &mut Random) -> Row {
         self.row(window, &mut sequence.clone(), sequence)
-    }
-
-    fn has_teacher_view(&self) -> bool {
-        false
     }
 }
 
@@ -240,8 +261,8 @@ fn corrupt(ids: &[u32], spans: &[(usize, usize)], sentinels: &[u32]) -> Denoised
     for (&(start, end), &sentinel) in spans.iter().zip(sentinels) {
         denoised.input.extend(&ids[at..start]);
         denoised.input.push(sentinel);
-        denoised.target.push(sentinel);
-        denoised.target.extend(&ids[start..end]);
+        denoised.want_marker(sentinel);
+        denoised.want(ids, start..end);
         at = end;
     }
     denoised.input.extend(&ids[at..]);
@@ -270,6 +291,7 @@ mod tests {
         let denoised = corrupt(&[1, 2, 3, 4, 5, 6, 7], &[(1, 3), (5, 6)], &[90, 91]);
         assert_eq!(denoised.input, [1, 90, 4, 5, 91, 7]);
         assert_eq!(denoised.target, [90, 2, 3, 91, 6]);
+        assert_eq!(denoised.sources, [None, Some(1), Some(2), None, Some(5)]);
     }
 
     #[test]
@@ -302,6 +324,23 @@ mod tests {
             assert_eq!(one.decoder.ids[..both.encoder.ids.len()], both.encoder.ids);
             assert_eq!(both.decoder.ids[0], 7);
             assert_eq!(both.decoder.ids[1..], both.targets[..both.targets.len() - 1]);
+        }
+    }
+
+    #[test]
+    fn a_decoder_only_teacher_reads_the_text_and_predicts_its_tokens() {
+        let window = TokenStream::new([(0..40).collect::<Vec<u32>>(), (40..60).collect()]).window(0, 60);
+        for counter in 0..20 {
+            let row = objective(Some(7)).row(&window, &mut random(0), &mut random(counter));
+            assert_eq!(
+                (row.teacher.ids.as_slice(), row.teacher_positions.len()),
+                (&window.ids[..], row.targets.len())
+            );
+            assert_eq!(row.teacher.segments.iter().filter(|&&segment| segment == 1).count(), 20);
+            for (&target, position) in row.targets.iter().zip(&row.teacher_positions) {
+                // In this text each token is one more than the one before it.
+                assert_eq!(position.map(|at| row.teacher.ids[at] + 1), (target < 60).then_some(target));
+            }
         }
     }
 

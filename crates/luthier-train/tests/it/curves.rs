@@ -80,6 +80,16 @@ fn distillation() {
 }
 
 #[test]
+fn distillation_under_ul2_from_a_teacher_without_encoder() {
+    let changes = json!({"objective": "ul2", "teacher": "teacher", "distillation": {"teacher_share": 0.5}});
+    check(
+        &encoder_decoder_config(),
+        changes,
+        [3.76769, 3.69063, 3.41861, 3.55001, 3.43209, 3.48199, 3.29170, 3.44624, 3.30774, 3.41046],
+    );
+}
+
+#[test]
 fn recomputed_layers_change_nothing() {
     let plain = curve(&encoder_decoder_config(), json!({"objective": "prefixlm"}));
     let recomputed =
