@@ -40,6 +40,25 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
+    /// Changed further: how, in few words.
+    pub(crate) fn then(self, further: &str) -> Origin {
+        match self {
+            Origin::From { input, name } => Origin::Changed { input, name, how: further.to_string() },
+            Origin::Changed { input, name, how } => {
+                Origin::Changed { input, name, how: format!("{how}; {further}") }
+            }
+            Origin::Made(how) => Origin::Made(format!("{how}; {further}")),
+        }
+    }
+
+    /// The input and its tensor, where there is one.
+    pub(crate) fn source(&self) -> Option<(usize, &str)> {
+        match self {
+            Origin::From { input, name } | Origin::Changed { input, name, .. } => Some((*input, name)),
+            Origin::Made(_) => None,
+        }
+    }
+
     /// For people.
     pub(crate) fn describe(&self) -> String {
         match self {
@@ -107,6 +126,7 @@ pub(crate) fn write_gguf(
     out: &Path,
     force: bool,
     job: Job,
+    measurements: Map<String, Value>,
 ) -> Result<LedgerSummary> {
     let output = Output::file(out, force, &places(&job))?;
     let infos = view.infos();
@@ -115,7 +135,7 @@ pub(crate) fn write_gguf(
         account.note(info, origin, &view.read(&info.name)?)?;
     }
     let summary = account.finish(infos)?;
-    let lineage = record(&job, summary.clone())?;
+    let lineage = Lineage { measurements, ..record(&job, summary.clone())? };
     metadata.push((lineage::LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
     let mut writer = GgufWriter::create(output.path(), &metadata, infos)?;
     for info in infos {

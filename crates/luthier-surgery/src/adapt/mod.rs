@@ -1,12 +1,13 @@
 //! `luthier adapt MODEL OUT [--encoder MODEL2] [--decoder MODEL3]`: a decoder-only model becomes an encoder-decoder.
 //!
-//! Reads one or two decoder-only models of one vocabulary, of equal or different sizes. Writes a model folder: encoder
-//! and decoder are the parents' layers, cross-attention is the decoder parent's self-attention where the widths are equal
-//! and fresh (from the seed) where they are not; then train cross-attention alone first. Stored types are kept, quantised
-//! weights are widened to F32, which keeps their values. Guarantees: every parent tensor is in the ledger; with
-//! cross-attention silent the decoder's logits are those of its parent, checked on the finished file before it gets its
-//! name. Leaves the parents alone. Refuses: an architecture that has no encoder-decoder, parents of different
-//! vocabularies, weights that the config contradicts or that are not finite, a tokenizer that does not fit.
+//! Reads one or two decoder-only models of one vocabulary, of equal or different sizes. Writes a model folder, or a GGUF
+//! file where OUT ends in `.gguf`: encoder and decoder are the parents' layers, cross-attention is the decoder parent's
+//! self-attention where the widths are equal and fresh (from the seed) where they are not; then train cross-attention
+//! alone first. Stored types are kept, quantised weights are widened to F32, which keeps their values. Guarantees: every
+//! parent tensor is in the ledger; with cross-attention silent the decoder's logits are those of its parent, checked
+//! before the output gets its name. Leaves the parents alone. Refuses: an architecture that has no encoder-decoder,
+//! parents of different vocabularies, weights that the config contradicts or that are not finite, a tokenizer that does
+//! not fit.
 //! Paper: arXiv:2504.06225. Example: `luthier adapt builtin runs/adapted`.
 
 mod check;
@@ -23,6 +24,8 @@ use serde_json::{Map, Value, json};
 
 use self::fill::{Fill, Parent, fills};
 use self::source::{Adapted, Silenced};
+use crate::convert::gguf::{planned_model, write_model};
+use crate::convert::is_gguf;
 use crate::plan::Plan;
 use crate::view::{Cast, find, folder_type};
 use crate::writing::{Job, Origin, write_folder};
@@ -58,14 +61,26 @@ pub struct Report {
 }
 
 /// What `run` would write, from headers alone. Refuses what `run` would refuse before it reads a weight.
-pub fn plan(encoder: &Input, decoder: &Input, options: &Options) -> Result<Plan> {
+pub fn plan(encoder: &Input, decoder: &Input, out: &Path, options: &Options) -> Result<Plan> {
     let prepared = Prepared::new(encoder, decoder, options)?;
     let from = prepared.adapted.fills().iter().map(|fill| match fill {
         Fill::Copy { parent: Parent::Encoder, name } => format!("{name} of {}", encoder.label),
         Fill::Copy { parent: Parent::Decoder, name } => format!("{name} of {}", decoder.label),
         Fill::Fresh => FRESH.to_string(),
     });
-    Ok(Plan::new(prepared.adapted.infos(), from.collect(), prepared.notes.clone()))
+    let from: Vec<String> = from.collect();
+    if !is_gguf(out) {
+        return Ok(Plan::new(prepared.adapted.infos(), from, prepared.notes.clone()));
+    }
+    let model = Checkpoint {
+        place: out.to_path_buf(),
+        side_files: Vec::new(),
+        tensors: Arc::new(prepared.adapted.clone()),
+        config: prepared.config.clone(),
+    };
+    let origins: Vec<Origin> = from.into_iter().map(Origin::Made).collect();
+    let (infos, origins) = planned_model(&model, None, &origins)?;
+    Ok(Plan::new(&infos, origins.iter().map(Origin::describe).collect(), prepared.notes.clone()))
 }
 
 /// Writes the encoder-decoder of an encoder's and a decoder's parent, which may be the same model, to `out`.
@@ -93,12 +108,18 @@ pub fn run(encoder: &Input, decoder: &Input, out: &Path, options: &Options) -> R
         inputs,
     };
     let mut difference = 0.0;
-    write_folder(&model, out, options.force, job, |staged| {
-        let silenced = Arc::new(Silenced::new(&prepared.target, Arc::clone(&staged.tensors)));
+    let mut check = |made: &Checkpoint| -> Result<Map<String, Value>> {
+        let silenced = Arc::new(Silenced::new(&prepared.target, Arc::clone(&made.tensors)));
         let parent = Checkpoint { tensors: Arc::clone(&prepared.decoder), ..decoder.checkpoint.clone() };
-        difference = check::decoder_equals_parent(staged, silenced, &parent)?;
+        difference = check::decoder_equals_parent(made, silenced, &parent)?;
         Ok(Map::from_iter([("silenced_max_abs_difference".to_string(), json!(difference))]))
-    })?;
+    };
+    if is_gguf(out) {
+        let measurements = check(&model)?;
+        write_model(&model, None, out, options.force, job, measurements)?;
+    } else {
+        write_folder(&model, out, options.force, job, check)?;
+    }
     let fresh_tensors = prepared.adapted.fills().iter().filter(|fill| **fill == Fill::Fresh).count();
     Ok(Report {
         parameters: prepared.target.parameters(),

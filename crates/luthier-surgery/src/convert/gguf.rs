@@ -5,26 +5,40 @@ use std::sync::Arc;
 
 use luthier_arch::gguf::{GgufForm, GgufOrigin, GgufTensor, Transform};
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
-use luthier_checkpoint::{Dtype, Error, LedgerSummary, TensorInfo, TensorSource, values};
+use luthier_checkpoint::{Checkpoint, Dtype, Error, LedgerSummary, TensorInfo, TensorSource, values};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
+use serde_json::{Map, Value};
 
 use super::{Options, job, restore};
 use crate::view::{Cast, find};
-use crate::writing::{Origin, write_gguf};
+use crate::writing::{Job, Origin, write_gguf};
 use crate::{Input, Result, fit};
 
 /// The tensors of the GGUF file that is made of a model, and where they come from.
 pub(super) fn planned(input: &Input, options: &Options) -> Result<(Vec<TensorInfo>, Vec<Origin>)> {
     if let Some(gguf) = opened(input)? {
-        let infos =
-            gguf.infos().iter().map(|info| TensorInfo { dtype: file_type(info, options), ..info.clone() });
+        let infos = gguf
+            .infos()
+            .iter()
+            .map(|info| TensorInfo { dtype: file_type(info, options.dtype), ..info.clone() });
         let infos: Vec<TensorInfo> = infos.collect();
         let origins = infos.iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
         return Ok((infos, origins));
     }
-    let view = View::new(input, luthier_arch::gguf::plan(&input.checkpoint.config)?, options)?;
-    let origins = view.origins();
+    let kept = input.checkpoint.tensors.infos().iter();
+    let kept: Vec<Origin> = kept.map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
+    planned_model(&input.checkpoint, options.dtype, &kept)
+}
+
+/// The same for a model that a verb makes, whose tensors come from `origins`.
+pub(crate) fn planned_model(
+    model: &Checkpoint,
+    dtype: Option<Dtype>,
+    origins: &[Origin],
+) -> Result<(Vec<TensorInfo>, Vec<Origin>)> {
+    let view = View::new(model, luthier_arch::gguf::plan(&model.config)?, dtype)?;
+    let origins = view.origins(origins);
     Ok((view.infos, origins))
 }
 
@@ -33,22 +47,44 @@ pub(super) fn write(input: &Input, out: &Path, options: &Options) -> Result<Ledg
     if let Some(gguf) = opened(input)? {
         return rewrite(input, Arc::new(gguf), out, options);
     }
-    let form = luthier_arch::gguf::plan(&input.checkpoint.config)?;
-    let mut metadata = general(input);
+    let origins = input.checkpoint.tensors.infos().iter();
+    let origins = origins.map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
+    write_model(
+        &input.checkpoint,
+        options.dtype,
+        out,
+        options.force,
+        job(input, options, origins),
+        Map::new(),
+    )
+}
+
+/// Writes a model that a verb makes to `out`; the job's origins are those of the model's tensors.
+pub(crate) fn write_model(
+    model: &Checkpoint,
+    dtype: Option<Dtype>,
+    out: &Path,
+    force: bool,
+    mut job: Job,
+    measurements: Map<String, Value>,
+) -> Result<LedgerSummary> {
+    let form = luthier_arch::gguf::plan(&model.config)?;
+    let mut metadata = general(&job.inputs[0].label);
     metadata.extend(form.metadata.iter().filter(|(key, _)| key != "general.architecture").cloned());
     if let Some(architecture) = form.metadata.iter().find(|(key, _)| key == "general.architecture") {
         metadata.insert(0, architecture.clone());
     }
-    let layout = fit::checked_layout(&input.checkpoint)?;
+    let layout = fit::checked_layout(model)?;
     let side_files =
-        luthier_checkpoint::gguf::side_file_metadata(&input.checkpoint.side_files, fit::vocab_size(&layout))?;
+        luthier_checkpoint::gguf::side_file_metadata(&model.side_files, fit::vocab_size(&layout))?;
     metadata.extend(side_files);
-    let view = View::new(input, form, options)?;
+    let view = View::new(model, form, dtype)?;
     metadata.push(("general.file_type".to_string(), GgufValue::U32(file_type_id(&view.infos))));
     metadata.extend(restore::metadata(&view)?);
-    let mut job = job(input, options, view.origins());
-    job.dropped = view.dropped();
-    write_gguf(&view, metadata, out, options.force, job)
+    let origins = view.origins(&job.origins);
+    job.dropped.extend(dropped(&job.origins, &origins));
+    job.origins = origins;
+    write_gguf(&view, metadata, out, force, job, measurements)
 }
 
 /// A GGUF file again: its own names, metadata and order, only types change.
@@ -56,7 +92,7 @@ fn rewrite(input: &Input, gguf: Arc<Gguf>, out: &Path, options: &Options) -> Res
     let mut metadata = gguf.metadata.clone();
     metadata.retain(|(key, _)| key != luthier_checkpoint::lineage::LINEAGE_KEY);
     let source: Arc<dyn TensorSource> = gguf;
-    let view = Cast::new(Arc::clone(&source), |info| file_type(info, options));
+    let view = Cast::new(Arc::clone(&source), |info| file_type(info, options.dtype));
     if view.infos() != source.infos() {
         for (key, value) in &mut metadata {
             if key == "general.file_type" {
@@ -67,11 +103,9 @@ fn rewrite(input: &Input, gguf: Arc<Gguf>, out: &Path, options: &Options) -> Res
     let origins =
         view.infos().iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
     // The ledger speaks of the file's own names here.
-    let raw = Input {
-        checkpoint: luthier_checkpoint::Checkpoint { tensors: source, ..input.checkpoint.clone() },
-        ..input.clone()
-    };
-    write_gguf(&view, metadata, out, options.force, job(&raw, options, origins))
+    let raw =
+        Input { checkpoint: Checkpoint { tensors: source, ..input.checkpoint.clone() }, ..input.clone() };
+    write_gguf(&view, metadata, out, options.force, job(&raw, options, origins), Map::new())
 }
 
 /// The file of a model that is one.
@@ -81,16 +115,16 @@ fn opened(input: &Input) -> Result<Option<Gguf>> {
 }
 
 /// `general.*` keys that do not follow from the config.
-fn general(input: &Input) -> Vec<(String, GgufValue)> {
+fn general(label: &str) -> Vec<(String, GgufValue)> {
     let text = |key: &str, value: &str| (key.to_string(), GgufValue::String(value.to_string()));
-    let name = input.label.trim_end_matches('/').rsplit('/').next().unwrap_or(&input.label);
+    let name = label.trim_end_matches('/').rsplit('/').next().unwrap_or(label);
     let mut metadata = vec![
         text("general.type", "model"),
         text("general.name", name),
         ("general.base_model.count".to_string(), GgufValue::U32(1)),
         text("general.base_model.0.name", name),
     ];
-    if let Some(repository) = input.label.strip_prefix("hf:") {
+    if let Some(repository) = label.strip_prefix("hf:") {
         let repository = repository.split('@').next().unwrap_or(repository);
         metadata.push(text("general.base_model.0.repo_url", &format!("https://huggingface.co/{repository}")));
     }
@@ -98,11 +132,11 @@ fn general(input: &Input) -> Vec<(String, GgufValue)> {
 }
 
 /// The type of a tensor in a GGUF file: vectors are F32, as llama.cpp wants them.
-fn file_type(info: &TensorInfo, options: &Options) -> Dtype {
+fn file_type(info: &TensorInfo, dtype: Option<Dtype>) -> Dtype {
     match info.dtype {
         Dtype::Weights(_) | Dtype::F64 if info.shape.len() < 2 => Dtype::F32,
-        Dtype::F64 => options.dtype.unwrap_or(Dtype::F32),
-        Dtype::Weights(_) => options.dtype.unwrap_or(info.dtype),
+        Dtype::F64 => dtype.unwrap_or(Dtype::F32),
+        Dtype::Weights(_) => dtype.unwrap_or(info.dtype),
         other => other,
     }
 }
@@ -138,51 +172,44 @@ pub(super) struct View {
 }
 
 impl View {
-    fn new(input: &Input, form: GgufForm, options: &Options) -> Result<View> {
-        let source = Arc::clone(&input.checkpoint.tensors);
+    fn new(model: &Checkpoint, form: GgufForm, dtype: Option<Dtype>) -> Result<View> {
+        let source = Arc::clone(&model.tensors);
         let mut infos = Vec::with_capacity(form.tensors.len());
         for tensor in &form.tensors {
-            let dtype = match &tensor.origin {
+            let stored = match &tensor.origin {
                 GgufOrigin::Tensor { name, .. } => find(source.infos(), name)?.dtype,
                 GgufOrigin::Made(_) => Dtype::F32,
             };
-            let info = TensorInfo { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() };
-            infos.push(TensorInfo { dtype: file_type(&info, options), ..info });
+            let info = TensorInfo { name: tensor.name.clone(), dtype: stored, shape: tensor.shape.clone() };
+            infos.push(TensorInfo { dtype: file_type(&info, dtype), ..info });
         }
         Ok(View { source, tensors: form.tensors, infos })
     }
 
-    fn origins(&self) -> Vec<Origin> {
-        let origin = |tensor: &GgufTensor| match &tensor.origin {
-            GgufOrigin::Tensor { name, transform: Transform::Keep } => {
-                Origin::From { input: 0, name: name.clone() }
+    /// Where the file's tensors come from, `kept` being where those of the model do.
+    fn origins(&self, kept: &[Origin]) -> Vec<Origin> {
+        let of = |name: &str| self.source.infos().iter().zip(kept).find(|(info, _)| info.name == name);
+        let origin = |tensor: &GgufTensor| {
+            let GgufOrigin::Tensor { name, transform } = &tensor.origin else {
+                return Origin::Made("from the config".to_string());
+            };
+            let (_, origin) = of(name).expect("a view's tensors are those of its model");
+            match transform {
+                Transform::Keep => origin.clone(),
+                Transform::Interleave { .. } => origin.clone().then("rows of heads in GGUF's order"),
+                _ => origin.clone().then("1 added, as GGUF stores these norms"),
             }
-            GgufOrigin::Tensor { name, transform } => {
-                let how = match transform {
-                    Transform::Interleave { .. } => "rows of heads in GGUF's order",
-                    _ => "1 added, as GGUF stores these norms",
-                };
-                Origin::Changed { input: 0, name: name.clone(), how: how.to_string() }
-            }
-            GgufOrigin::Made(_) => Origin::Made("from the config".to_string()),
         };
         self.tensors.iter().map(origin).collect()
     }
+}
 
-    /// Tensors of the model that the file does not carry.
-    fn dropped(&self) -> Vec<(usize, String, String)> {
-        let carried = |wanted: &str| {
-            self.tensors
-                .iter()
-                .any(|tensor| matches!(&tensor.origin, GgufOrigin::Tensor { name, .. } if name == wanted))
-        };
-        let infos = self.source.infos().iter().filter(|info| !carried(&info.name));
-        infos
-            .map(|info| {
-                (0, info.name.clone(), "repeats a tied weight, or follows from the config".to_string())
-            })
-            .collect()
-    }
+/// Tensors of the inputs that the model is made of and the file does not carry.
+fn dropped(model: &[Origin], file: &[Origin]) -> Vec<(usize, String, String)> {
+    let carried: Vec<(usize, &str)> = file.iter().filter_map(Origin::source).collect();
+    let lost = model.iter().filter_map(Origin::source).filter(|source| !carried.contains(source));
+    let reason = "repeats a tied weight, or follows from the config";
+    lost.map(|(input, name)| (input, name.to_string(), reason.to_string())).collect()
 }
 
 impl TensorSource for View {

@@ -8,7 +8,7 @@
 //! weights that are not finite or that the wanted type cannot hold, a config that the weights contradict, a tokenizer that
 //! does not fit, a model that llama.cpp would compute otherwise. Example: `luthier convert model.gguf model`.
 
-mod gguf;
+pub(crate) mod gguf;
 mod restore;
 
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     })
 }
 
-fn is_gguf(out: &Path) -> bool {
+pub(crate) fn is_gguf(out: &Path) -> bool {
     out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 

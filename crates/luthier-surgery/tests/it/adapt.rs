@@ -16,7 +16,7 @@ fn silent_cross_attention_leaves_the_parents_logits_in_every_family() {
         assert!(report.silenced_max_abs_difference <= 1e-5, "{model_type}: {report:?}");
         assert_eq!(report.fresh_tensors, 0, "{model_type}");
         let out = luthier_arch::open(&home.path().join("out")).unwrap();
-        let planned = plan(&parent, &parent, &OPTIONS).unwrap();
+        let planned = plan(&parent, &parent, home.path(), &OPTIONS).unwrap();
         assert_eq!(planned.tensors.len(), out.tensors.infos().len(), "{model_type}");
         let lineage = Lineage::read(&home.path().join("out")).unwrap().unwrap();
         assert_eq!(lineage.ledger.output_tensors, lineage.ledger.copied, "{model_type}");

@@ -58,7 +58,7 @@ impl Act for Adapt {
         };
         places::check_out(&self.out, self.force, &[&encoder, &decoder])?;
         if self.plan {
-            return super::plan_report(&adapt::plan(&encoder, &decoder, &options)?);
+            return super::plan_report(&adapt::plan(&encoder, &decoder, &self.out, &options)?);
         }
         let result = adapt::run(&encoder, &decoder, &self.out, &options)?;
         for note in &result.notes {

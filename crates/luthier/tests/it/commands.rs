@@ -118,6 +118,26 @@ fn a_model_goes_to_gguf_and_back_unchanged() {
 }
 
 #[test]
+fn an_adapted_model_as_gguf_computes_what_the_folder_does() {
+    let home = tempdir().unwrap();
+    let at = home.path();
+    for out in ["folder", "file.gguf"] {
+        let planned = json(at, &["adapt", "builtin", out, "--plan"]);
+        json(at, &["adapt", "builtin", out]);
+        let tensors = json(at, &["info", out])["tensors"].as_array().unwrap().len();
+        // A folder carries the shared embedding twice, as transformers wants it.
+        assert!(planned["tensors"].as_array().unwrap().len() >= tensors, "{out}");
+        let logits = format!("{out}.logits");
+        json(at, &["logits", out, "--tokens", "5,6,7", "--decoder-tokens", "2,9", "--out", &logits]);
+    }
+    assert!(at.join("file.gguf").is_file());
+    let bytes = |name: &str| std::fs::read(at.join(name)).unwrap();
+    assert!(bytes("folder.logits") == bytes("file.gguf.logits"), "logits differ");
+    let measured = json(at, &["lineage", "file.gguf"]);
+    assert_eq!(measured["measurements"]["silenced_max_abs_difference"], 0.0, "{measured}");
+}
+
+#[test]
 fn logits_are_a_tensor_of_tokens_by_vocabulary() {
     let at = tempdir().unwrap();
     for _ in 0..2 {
