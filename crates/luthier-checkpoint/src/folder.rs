@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::SideFile;
 use crate::gguf::Gguf;
 use crate::safetensors::{SafetensorsFile, ShardedTensors};
+use crate::torch::TorchFile;
 use crate::{Checkpoint, Error, Result, TensorSource};
 
 /// Small files that travel with the weights, by name.
@@ -43,11 +44,24 @@ const MORE_TEMPLATES: &str = "additional_chat_templates";
 const MAX_SIDE_FILE_BYTES: u64 = 512 << 20;
 
 impl Checkpoint {
-    /// Opens a folder: config.json, model.safetensors or its shards, and the small files beside them.
+    /// Opens a folder: config.json, the weights (safetensors or PyTorch's own files), and the small files beside them.
     pub fn open_folder(place: &Path) -> Result<Checkpoint> {
         let config = read_config(&place.join("config.json"))?;
         let tensors = open_weights(place)?;
         Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files: read_side_files(place)? })
+    }
+
+    /// Opens a lone file of PyTorch's own format; config.json and the small files lie beside it.
+    pub fn open_torch_file(path: &Path) -> Result<Checkpoint> {
+        let folder = folder_of(path);
+        let config = folder.join("config.json");
+        if !config.exists() {
+            let what = "holds weights alone; wanted a config.json beside it, which says what model they are";
+            return Err(Error::format(path, what));
+        }
+        let config = read_config(&config)?;
+        let tensors = Arc::new(TorchFile::open(path)?);
+        Ok(Checkpoint { place: path.to_path_buf(), config, tensors, side_files: read_side_files(folder)? })
     }
 
     /// The bytes of a side file of that name.
@@ -75,25 +89,42 @@ pub fn read_config(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of a folder
-/// config, weights and their index, side files, those that exist; of a GGUF file all its parts; else the file itself.
+/// config, weights and their index, side files, those that exist; of a GGUF file all its parts; of a
+/// lone file of PyTorch's also config and side files beside it; else the file itself.
 pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
     if !place.is_dir() {
-        return match Gguf::is_gguf(place) {
-            true => Ok(Gguf::open(place)?.paths().map(Path::to_path_buf).collect()),
-            false => Ok(vec![place.to_path_buf()]),
-        };
+        if Gguf::is_gguf(place) {
+            return Ok(Gguf::open(place)?.paths().map(Path::to_path_buf).collect());
+        }
+        let folder = folder_of(place);
+        let config = folder.join("config.json");
+        if !crate::torch::is_torch_name(place) || !config.exists() {
+            return Ok(vec![place.to_path_buf()]);
+        }
+        let mut files = vec![config, place.to_path_buf()];
+        files.extend(side_file_paths(folder)?);
+        return Ok(files);
     }
     let mut files = vec![place.join("config.json")];
-    let single = place.join("model.safetensors");
-    let index = place.join(crate::safetensors::INDEX_NAME);
-    if single.exists() {
-        files.push(single);
-    } else if index.exists() {
-        files.extend(ShardedTensors::open(&index)?.paths().map(Path::to_path_buf));
-        files.push(index);
+    match weights_of(place) {
+        Some(Weights::Single(path) | Weights::TorchSingle(path)) => files.push(path),
+        Some(Weights::Shards(index)) => {
+            files.extend(ShardedTensors::open(&index)?.paths().map(Path::to_path_buf));
+            files.push(index);
+        }
+        Some(Weights::TorchShards(index)) => {
+            files.extend(ShardedTensors::open_torch(&index)?.paths().map(Path::to_path_buf));
+            files.push(index);
+        }
+        None => {}
     }
     files.extend(side_file_paths(place)?);
     Ok(files)
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Whether a file of that name inside a model folder travels with the weights.
@@ -104,22 +135,36 @@ pub(crate) fn is_side_file(name: &str) -> bool {
     SIDE_FILES.contains(&name) || name.split_once('/').is_some_and(template)
 }
 
+/// The files that hold a folder's weights.
+enum Weights {
+    Single(PathBuf),
+    Shards(PathBuf),
+    TorchSingle(PathBuf),
+    TorchShards(PathBuf),
+}
+
+/// The first that is there, in the order in which transformers looks.
+fn weights_of(place: &Path) -> Option<Weights> {
+    let found = |name: &str| Some(place.join(name)).filter(|path| path.exists());
+    found("model.safetensors")
+        .map(Weights::Single)
+        .or_else(|| found(crate::safetensors::INDEX_NAME).map(Weights::Shards))
+        .or_else(|| found(crate::torch::SINGLE_NAME).map(Weights::TorchSingle))
+        .or_else(|| found(crate::torch::INDEX_NAME).map(Weights::TorchShards))
+}
+
 fn open_weights(place: &Path) -> Result<Arc<dyn TensorSource>> {
-    let single = place.join("model.safetensors");
-    if single.exists() {
-        return Ok(Arc::new(SafetensorsFile::open(&single)?));
-    }
-    let index = place.join(crate::safetensors::INDEX_NAME);
-    if index.exists() {
-        return Ok(Arc::new(ShardedTensors::open(&index)?));
-    }
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-    let what = if pickled.iter().any(|name| place.join(name).exists()) {
-        "holds pytorch_model.bin, which can run code when it is read; save the model as safetensors first"
-    } else {
-        "holds neither model.safetensors nor model.safetensors.index.json"
-    };
-    Err(Error::format(place, what))
+    Ok(match weights_of(place) {
+        Some(Weights::Single(path)) => Arc::new(SafetensorsFile::open(&path)?),
+        Some(Weights::Shards(index)) => Arc::new(ShardedTensors::open(&index)?),
+        Some(Weights::TorchSingle(path)) => Arc::new(TorchFile::open(&path)?),
+        Some(Weights::TorchShards(index)) => Arc::new(ShardedTensors::open_torch(&index)?),
+        None => {
+            let what =
+                "holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of either";
+            return Err(Error::format(place, what));
+        }
+    })
 }
 
 fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {

@@ -16,6 +16,7 @@ pub mod mapped;
 pub mod memory;
 pub mod output;
 pub mod safetensors;
+pub mod torch;
 pub mod values;
 
 pub use checkpoint::{Checkpoint, SideFile, TensorInfo, TensorSink, TensorSource};

@@ -116,6 +116,9 @@ impl Lineage {
                 return Ok(None);
             }
             std::fs::read(&path).map_err(|source| Error::io(&path, source))?
+        } else if crate::torch::is_torch_name(place) {
+            // Such files carry no record.
+            return Ok(None);
         } else {
             let gguf = Gguf::open(place)?;
             match gguf.get(LINEAGE_KEY) {

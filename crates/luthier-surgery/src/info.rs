@@ -77,6 +77,7 @@ pub fn run(checkpoint: &Checkpoint) -> Result<Info> {
     let layout = match fit::checked_layout(checkpoint) {
         Ok(layout) => Some(layout),
         Err(crate::Error::Architecture(luthier_arch::Error::UnknownArchitecture { .. })) => None,
+        Err(_) if !config.contains_key("model_type") => None,
         Err(problem) => return Err(problem),
     };
     let unknown_config_keys = if layout.is_some() { luthier_arch::unknown_keys(config)? } else { Vec::new() };
@@ -153,7 +154,7 @@ fn template_in_config(checkpoint: &Checkpoint) -> bool {
     parsed.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 
-/// Bytes of the GGUF file with all its parts, or of the folder's safetensors files.
+/// Bytes of the GGUF file with all its parts, or of the folder's files of weights.
 fn weight_file_bytes(checkpoint: &Checkpoint) -> Result<u64> {
     let place = &checkpoint.place;
     if !place.exists() {
@@ -162,8 +163,11 @@ fn weight_file_bytes(checkpoint: &Checkpoint) -> Result<u64> {
         return Ok(sizes.sum::<usize>() as u64);
     }
     let mut files = luthier_checkpoint::folder::model_files(place)?;
-    if place.is_dir() {
-        files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    let is_weights = |ending: &std::ffi::OsStr| {
+        ["safetensors", "bin", "pt", "pth"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+    };
+    if place.is_dir() || luthier_checkpoint::torch::is_torch_name(place) {
+        files.retain(|path| path.extension().is_some_and(is_weights));
     }
     let mut total = 0;
     for file in files {

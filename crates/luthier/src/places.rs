@@ -34,7 +34,8 @@ pub fn open(model: &str) -> anyhow::Result<Checkpoint> {
 
 /// Refuses what is no model, but near one: says what is wanted, and where it probably is.
 fn check_is_model(path: &Path) -> anyhow::Result<()> {
-    const WANTED: &str = "wanted a folder with config.json and model.safetensors, or a GGUF file";
+    const WANTED: &str =
+        "wanted a folder with config.json and model.safetensors or pytorch_model.bin, or a GGUF file";
     let place = path.display();
     if path.is_file() {
         let is_part = path.extension().is_some_and(|ending| ending == "safetensors" || ending == "json");

@@ -22,10 +22,13 @@ use crate::{Error, Result};
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 const HEAD: &str = "output.weight";
 
-/// Opens a model folder, or a GGUF file as if it were one.
+/// Opens a model folder, a lone file of PyTorch's with its config.json beside it, or a GGUF file as if it were a folder.
 pub fn open(place: &Path) -> Result<Checkpoint> {
     if place.is_dir() {
         return Ok(Checkpoint::open_folder(place)?);
+    }
+    if luthier_checkpoint::torch::is_torch_name(place) {
+        return Ok(Checkpoint::open_torch_file(place)?);
     }
     open_gguf(place)
 }

@@ -20,18 +20,23 @@ struct RawIndex {
 }
 
 impl Index {
-    /// Reads an index. The error says what is wrong; the caller adds the file's name.
+    /// Reads an index of safetensors files. The error says what is wrong; the caller adds the file's name.
     pub fn parse(json: &[u8]) -> Result<Index, String> {
+        Index::parse_of(json, ".safetensors")
+    }
+
+    /// Reads an index of files whose names end so.
+    pub(crate) fn parse_of(json: &[u8], ending: &str) -> Result<Index, String> {
         let raw: RawIndex = serde_json::from_slice(json).map_err(|problem| problem.to_string())?;
         let weight_map = raw.weight_map.0;
         if weight_map.is_empty() {
             return Err("weight_map names no tensor".to_string());
         }
         for (tensor, shard) in &weight_map {
-            let plain = shard.ends_with(".safetensors") && !shard.contains(['/', '\\', '\0']);
+            let plain = shard.ends_with(ending) && !shard.contains(['/', '\\', '\0']);
             if !plain {
                 return Err(format!(
-                    "tensor {tensor}: shard {shard:?} is not the name of a .safetensors file beside the index"
+                    "tensor {tensor}: shard {shard:?} is not the name of a {ending} file beside the index"
                 ));
             }
         }

@@ -1,6 +1,6 @@
 //! Mapped safetensors files as sources of tensors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use luthier_kernels::bytes::SharedBytes;
 
 use super::{Header, Index};
 use crate::mapped::MappedFile;
+use crate::torch::TorchFile;
 use crate::{Error, Result, TensorInfo, TensorSource};
 
 /// One file.
@@ -58,7 +59,8 @@ impl TensorSource for SafetensorsFile {
 /// The shards of one model.
 pub struct ShardedTensors {
     index_path: PathBuf,
-    shards: Vec<SafetensorsFile>,
+    shards: Vec<Box<dyn TensorSource>>,
+    paths: Vec<PathBuf>,
     infos: Vec<TensorInfo>,
     shard_of: HashMap<String, usize>,
 }
@@ -66,10 +68,23 @@ pub struct ShardedTensors {
 impl ShardedTensors {
     /// Opens every shard that the index names; index and shards must agree on each tensor.
     pub fn open(index_path: &Path) -> Result<ShardedTensors> {
+        ShardedTensors::open_of(index_path, ".safetensors", |path| Ok(Box::new(SafetensorsFile::open(path)?)))
+    }
+
+    /// The same for shards of PyTorch's own format.
+    pub fn open_torch(index_path: &Path) -> Result<ShardedTensors> {
+        ShardedTensors::open_of(index_path, ".bin", |path| Ok(Box::new(TorchFile::open(path)?)))
+    }
+
+    fn open_of(
+        index_path: &Path,
+        ending: &str,
+        open: impl Fn(&Path) -> Result<Box<dyn TensorSource>>,
+    ) -> Result<ShardedTensors> {
         let json = std::fs::read(index_path).map_err(|source| Error::io(index_path, source))?;
-        let index = Index::parse(&json).map_err(|what| Error::format(index_path, what))?;
+        let index = Index::parse_of(&json, ending).map_err(|what| Error::format(index_path, what))?;
         let folder = index_path.parent().unwrap_or(Path::new("."));
-        let mut shards = Vec::new();
+        let (mut shards, mut paths) = (Vec::new(), Vec::new());
         for shard in index.shards() {
             let path = folder.join(shard);
             if !path.exists() {
@@ -77,14 +92,19 @@ impl ShardedTensors {
                     format!("names shard {shard}, which is not there; download it, or the model again");
                 return Err(Error::format(index_path, what));
             }
-            shards.push(SafetensorsFile::open(&path)?);
+            shards.push(open(&path)?);
+            paths.push(path);
         }
         let numbers: HashMap<&str, usize> =
             index.shards().into_iter().enumerate().map(|(number, shard)| (shard, number)).collect();
+        let held: Vec<HashSet<&str>> = shards
+            .iter()
+            .map(|shard| shard.infos().iter().map(|info| info.name.as_str()).collect())
+            .collect();
         let mut shard_of = HashMap::new();
         for (tensor, shard) in &index.weight_map {
             let number = numbers[shard.as_str()];
-            if !shards[number].ranges.contains_key(tensor) {
+            if !held[number].contains(tensor.as_str()) {
                 return Err(Error::tensor(
                     tensor,
                     format!("{} says it is in {shard}, which does not hold it", index_path.display()),
@@ -96,18 +116,18 @@ impl ShardedTensors {
         for (number, shard) in shards.iter().enumerate() {
             for info in shard.infos() {
                 if shard_of.get(&info.name) != Some(&number) {
-                    let what = format!("is in {}, but its index does not say so", shard.path().display());
+                    let what = format!("is in {}, but its index does not say so", paths[number].display());
                     return Err(Error::tensor(&info.name, what));
                 }
                 infos.push(info.clone());
             }
         }
-        Ok(ShardedTensors { index_path: index_path.to_path_buf(), shards, infos, shard_of })
+        Ok(ShardedTensors { index_path: index_path.to_path_buf(), shards, paths, infos, shard_of })
     }
 
     /// The shards' files.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.shards.iter().map(SafetensorsFile::path)
+        self.paths.iter().map(PathBuf::as_path)
     }
 }
 

@@ -7,4 +7,5 @@ mod gguf;
 mod hub;
 mod output;
 mod safetensors;
+mod torch;
 mod values;

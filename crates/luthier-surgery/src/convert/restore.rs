@@ -48,7 +48,7 @@ pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
 /// The tensors of a GGUF file with the vectors as they were before; none for folders and files that remember nothing.
 /// A vector that another program has changed since keeps what the file says.
 pub(super) fn folder_tensors(checkpoint: &Checkpoint) -> Result<Option<Arc<Restored>>> {
-    if !checkpoint.place.is_file() {
+    if !checkpoint.place.is_file() || luthier_checkpoint::torch::is_torch_name(&checkpoint.place) {
         return Ok(None);
     }
     let gguf = Gguf::open(&checkpoint.place)?;
