@@ -8,6 +8,7 @@ mod error;
 mod fit;
 pub mod info;
 mod input;
+pub mod merge;
 mod plan;
 mod view;
 mod writing;

@@ -35,6 +35,13 @@ pub(crate) enum Origin {
         /// How.
         how: String,
     },
+    /// From the values of several inputs' tensors; how, in few words.
+    Merged {
+        /// Number of the input and its tensor.
+        sources: Vec<(usize, String)>,
+        /// How.
+        how: String,
+    },
     /// From no input; how, in few words.
     Made(String),
 }
@@ -47,6 +54,7 @@ impl Origin {
             Origin::Changed { input, name, how } => {
                 Origin::Changed { input, name, how: format!("{how}; {further}") }
             }
+            Origin::Merged { sources, how } => Origin::Merged { sources, how: format!("{how}; {further}") },
             Origin::Made(how) => Origin::Made(format!("{how}; {further}")),
         }
     }
@@ -55,6 +63,7 @@ impl Origin {
     pub(crate) fn source(&self) -> Option<(usize, &str)> {
         match self {
             Origin::From { input, name } | Origin::Changed { input, name, .. } => Some((*input, name)),
+            Origin::Merged { sources, .. } => sources.first().map(|(input, name)| (*input, name.as_str())),
             Origin::Made(_) => None,
         }
     }
@@ -64,6 +73,7 @@ impl Origin {
         match self {
             Origin::From { name, .. } => name.clone(),
             Origin::Changed { name, how, .. } => format!("{name}, {how}"),
+            Origin::Merged { sources, how } => format!("{} tensors, {how}", sources.len()),
             Origin::Made(how) => how.clone(),
         }
     }
@@ -181,6 +191,11 @@ impl<'j> Account<'j> {
             Origin::Made(how) => Ok(self.ledger.made(&info.name, how)?),
             Origin::Changed { input, name, how } => {
                 Ok(self.ledger.changed(&[(self.ids[*input], name)], &info.name, how)?)
+            }
+            Origin::Merged { sources, how } => {
+                let sources: Vec<(InputId, &str)> =
+                    sources.iter().map(|(input, name)| (self.ids[*input], name.as_str())).collect();
+                Ok(self.ledger.changed(&sources, &info.name, how)?)
             }
             Origin::From { input, name } => {
                 let source = &self.inputs[*input].checkpoint.tensors;

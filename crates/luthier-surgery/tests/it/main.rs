@@ -6,4 +6,5 @@ mod adapt;
 mod convert;
 mod diff;
 mod info;
+mod merge;
 mod models;

@@ -15,9 +15,11 @@ mod generate;
 mod info;
 mod lineage;
 mod logits;
+mod merge;
 mod perplexity;
 mod pretrain;
 mod run;
+mod transfer;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
@@ -31,9 +33,11 @@ pub const VERBS: &[Verb] = &[
     verb::<info::Info>(),
     verb::<lineage::ShowLineage>(),
     verb::<logits::Logits>(),
+    verb::<merge::Merge>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
     verb::<run::Run>(),
+    verb::<transfer::Transfer>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.

@@ -1,0 +1,126 @@
+//! The table of methods: one line each, sorted by name.
+
+use super::parameters::{Kind, Parameter};
+use super::{
+    karcher, linear, model_stock, multislerp, nearswap, nuslerp, passthrough, sce, slerp, task_vectors,
+};
+use crate::{Error, Result};
+
+/// Whether a method compares with a base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// The base is an input like the others.
+    Ignored,
+    /// Used where there is one.
+    Optional,
+    /// Must be among the inputs.
+    Required,
+}
+
+/// What is merged into one tensor: the same values of every input, widened to f32.
+pub(crate) struct Group<'g> {
+    /// The tensor's name in the result.
+    pub(crate) name: &'g str,
+    /// Its shape; a method that works value by value may be given a piece, and must not look at it.
+    pub(crate) shape: &'g [usize],
+    /// The inputs' values, all of one length, in the recipe's order.
+    pub(crate) tensors: Vec<&'g [f32]>,
+    /// Which of them is the base.
+    pub(crate) base: Option<usize>,
+    /// Parameters in the order of the method's list; those of one input hold a value for each, others one.
+    pub(crate) values: &'g [Vec<f64>],
+    /// Whether a random value survives: input, value's index, probability.
+    pub(crate) keeps: &'g dyn Fn(usize, usize, f64) -> bool,
+}
+
+impl Group<'_> {
+    /// Inputs that are not the base, by number.
+    pub(crate) fn others(&self) -> Vec<usize> {
+        (0..self.tensors.len()).filter(|&input| Some(input) != self.base).collect()
+    }
+
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.first().map_or(0, |tensor| tensor.len())
+    }
+}
+
+/// A way of merging.
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
+    pub(crate) parameters: &'static [Parameter],
+    pub(crate) base: Base,
+    /// Inputs, the base among them.
+    pub(crate) inputs: std::ops::RangeInclusive<usize>,
+    /// Each value depends on the same value of the inputs alone.
+    pub(crate) by_value: bool,
+    /// The merged values; an error says what is wrong.
+    pub(crate) merge: fn(&Group) -> std::result::Result<Vec<f32>, String>,
+}
+
+pub(crate) const fn number(name: &'static str, per_input: bool, default: Option<f64>) -> Parameter {
+    Parameter { name, kind: Kind::Number, per_input, default }
+}
+
+pub(crate) const fn flag(name: &'static str, default: bool) -> Parameter {
+    Parameter { name, kind: Kind::Flag, per_input: false, default: Some(if default { 1.0 } else { 0.0 }) }
+}
+
+/// All of them.
+pub(crate) const METHODS: &[Method] = &[
+    task_vectors::BREADCRUMBS,
+    task_vectors::BREADCRUMBS_TIES,
+    task_vectors::DARE_LINEAR,
+    task_vectors::DARE_TIES,
+    task_vectors::DELLA,
+    task_vectors::DELLA_LINEAR,
+    karcher::METHOD,
+    linear::METHOD,
+    model_stock::METHOD,
+    multislerp::METHOD,
+    nearswap::METHOD,
+    nuslerp::METHOD,
+    passthrough::METHOD,
+    sce::METHOD,
+    slerp::METHOD,
+    task_vectors::TASK_ARITHMETIC,
+    task_vectors::TIES,
+];
+
+/// The method of that name.
+pub(crate) fn find(name: &str) -> Result<&'static Method> {
+    METHODS.iter().find(|method| method.name == name).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|method| method.name).collect();
+        let meant = nearest(name, known.iter().copied());
+        Error::Use(format!(
+            "merge_method {name} is not known: did you mean {meant}? known: {}",
+            known.join(", ")
+        ))
+    })
+}
+
+/// The known name that is most like the unknown one.
+pub(crate) fn nearest<'n>(unknown: &str, known: impl Iterator<Item = &'n str>) -> &'n str {
+    known
+        .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)))
+        .unwrap_or("")
+}
+
+/// Euclidean norm.
+pub(crate) fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// Sum of products.
+pub(crate) fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> f64 {
+    a.zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Where the vectors along one axis of a tensor begin, the step between their values, and their length.
+pub(crate) fn lines(shape: &[usize], axis: usize) -> (Vec<usize>, usize, usize) {
+    let len = shape.get(axis).copied().unwrap_or(1);
+    let step: usize = shape.iter().skip(axis + 1).product();
+    let outer: usize = shape.iter().take(axis).product();
+    let starts = (0..outer).flat_map(|outer| (0..step).map(move |inner| outer * len * step + inner));
+    (starts.collect(), step, len)
+}

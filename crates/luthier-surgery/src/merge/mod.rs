@@ -1,0 +1,344 @@
+//! `luthier merge recipe.yaml OUT`: several models of one shape become one.
+//!
+//! Reads mergekit 0.1.5's YAML (`models`, `slices`, `modules`) and the models that it names. Writes a model folder: config
+//! and side files are the base's (else the first model's), the layer count and per-layer lists those of the slices.
+//! Arithmetic is f32. Models of an architecture that is not known are merged by name. Guarantees: every tensor of every
+//! model is in the ledger; the same seed gives the same bytes. Leaves the inputs alone. Refuses: tensors that only one
+//! parent has, shapes that differ, a tied head beside one of its own, weights that are not finite, unknown methods,
+//! parameters and keys, slices of an unknown architecture. Example: `luthier merge ties.yaml runs/merged`.
+
+mod karcher;
+mod layers;
+mod linear;
+mod merged;
+mod method;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod pairing;
+mod parameters;
+mod passthrough;
+pub mod recipe;
+mod sce;
+mod slerp;
+mod task_vectors;
+mod tokenizer;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use luthier_checkpoint::layout::Layout;
+use luthier_checkpoint::{Checkpoint, Dtype, LedgerSummary, SideFile, TensorSource};
+use serde_json::{Map, Value, json};
+
+use self::layers::{portions, unknown_portion, with_layers};
+use self::merged::Merged;
+use self::method::{METHODS, Method, nearest};
+use self::pairing::Pairing;
+pub use self::recipe::Recipe;
+use crate::plan::Plan;
+use crate::writing::{Job, Origin, write_folder};
+use crate::{Error, Input, Result, config, fit};
+
+/// How the merge is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The verb that the output's record names.
+    pub verb: &'static str,
+    /// What was measured on the models beforehand, for the record.
+    pub measurements: Map<String, Value>,
+    /// Where random choices come from.
+    pub seed: u64,
+    /// Whether an existing output is replaced.
+    pub force: bool,
+    /// The recipe as the user wrote it, for the model card.
+    pub text: String,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, serde::Serialize, PartialEq)]
+pub struct Report {
+    /// What became of every tensor.
+    pub ledger: LedgerSummary,
+    /// What to know.
+    pub notes: Vec<String>,
+}
+
+/// Names of all methods.
+pub fn methods() -> Vec<&'static str> {
+    METHODS.iter().map(|method| method.name).collect()
+}
+
+/// What `run` would write, from headers alone. `inputs` are the models of [`Recipe::places`], in that order.
+pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan> {
+    let prepared = Prepared::new(recipe, inputs, options)?;
+    let from = prepared.origins().iter().map(Origin::describe).collect();
+    let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
+    let largest = |piece: &pairing::Piece| {
+        let values: usize = piece.info.shape.iter().product();
+        let working =
+            if prepared.merged.method.by_value { 0 } else { 4 * values * (2 * piece.inputs.len() + 4) };
+        let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
+        working + stored * (1 + piece.inputs.len())
+    };
+    plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
+    Ok(plan)
+}
+
+/// Merges `inputs`, the models of [`Recipe::places`] in that order, into `out`.
+pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> Result<Report> {
+    let prepared = Prepared::new(recipe, inputs, options)?;
+    prepared.check_ties(inputs)?;
+    let origins = prepared.origins();
+    let dropped = prepared.dropped(inputs);
+    let mut side_files = prepared.side_files.clone();
+    let card = format!(
+        "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",
+        options.verb,
+        recipe.merge_method,
+        options.text.trim_end()
+    );
+    side_files.retain(|file| file.name != "README.md");
+    side_files.push(SideFile { name: "README.md".to_string(), bytes: card.into_bytes() });
+    let notes = prepared.notes.clone();
+    let known = prepared.known;
+    let model = Checkpoint {
+        place: out.to_path_buf(),
+        config: config::with_dtype(&prepared.config, prepared.merged.infos()),
+        tensors: Arc::new(prepared.merged),
+        side_files,
+    };
+    let job = Job {
+        verb: options.verb,
+        recipe: json!({"recipe": recipe, "seed": options.seed}),
+        seed: Some(options.seed),
+        inputs: inputs.iter().collect(),
+        origins,
+        dropped,
+    };
+    let ledger = write_folder(&model, out, options.force, job, |staged| {
+        if known {
+            fit::checked_layout(staged)?;
+        }
+        Ok(options.measurements.clone())
+    })?;
+    Ok(Report { ledger, notes })
+}
+
+/// The merged model without writing it: each tensor is computed when it is read.
+pub fn model(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Checkpoint> {
+    let prepared = Prepared::new(recipe, inputs, options)?;
+    prepared.check_ties(inputs)?;
+    Ok(Checkpoint {
+        place: inputs[0].checkpoint.place.clone(),
+        config: prepared.config,
+        tensors: Arc::new(prepared.merged),
+        side_files: prepared.side_files,
+    })
+}
+
+/// Everything that is decided before a weight is read.
+struct Prepared {
+    config: Map<String, Value>,
+    merged: Merged,
+    layouts: Vec<Layout>,
+    side_files: Vec<SideFile>,
+    known: bool,
+    notes: Vec<String>,
+}
+
+impl Prepared {
+    fn new(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Prepared> {
+        let method = method::find(&recipe.merge_method)?;
+        exactly_one(recipe)?;
+        let mut notes = check_parameters(recipe, method)?;
+        let places = recipe.places();
+        if places.len() != inputs.len() || inputs.is_empty() {
+            return Err(Error::Use(format!(
+                "the recipe names {} models, {} were opened",
+                places.len(),
+                inputs.len()
+            )));
+        }
+        let numbers: HashMap<String, usize> =
+            places.into_iter().enumerate().map(|(number, place)| (place, number)).collect();
+        let dtype = wanted_type(recipe)?;
+        let pairing = Pairing { recipe, method, inputs, numbers, dtype };
+        let layouts = layouts(inputs)?;
+        let donor = &inputs[0].checkpoint;
+        let (config, pieces) = match &layouts {
+            Some(layouts) => {
+                same_family(inputs)?;
+                let parts = portions(&pairing, layouts)?;
+                let config = with_layers(&donor.config, inputs, &parts)?;
+                let target = luthier_arch::layout(&config)?;
+                same_ties(inputs, layouts, &target)?;
+                (config, pairing.by_layout(&target, layouts, &parts)?)
+            }
+            None => {
+                notes.push("architecture not known: tensors are merged by name".to_string());
+                let part = unknown_portion(&pairing)?;
+                (donor.config.clone(), pairing.by_name(&part)?)
+            }
+        };
+        let side_files = tokenizer::side_files(recipe, inputs, &pairing.numbers, &mut notes)?;
+        let known = layouts.is_some();
+        let merged = Merged::new(method, inputs, pieces, options.seed);
+        Ok(Prepared { config, merged, layouts: layouts.unwrap_or_default(), side_files, known, notes })
+    }
+
+    fn origins(&self) -> Vec<Origin> {
+        let merged = &self.merged;
+        let origin = |piece: &pairing::Piece| {
+            if merged.is_copy(piece) && piece.inputs.len() == 1 {
+                let (input, name) = piece.inputs[0].clone();
+                return Origin::From { input, name };
+            }
+            Origin::Merged { sources: piece.inputs.clone(), how: format!("merged by {}", merged.method.name) }
+        };
+        merged.pieces.iter().map(origin).collect()
+    }
+
+    /// Tensors of the inputs that nothing is made of, and why.
+    fn dropped(&self, inputs: &[Input]) -> Vec<(usize, String, String)> {
+        let used: HashSet<&(usize, String)> =
+            self.merged.pieces.iter().flat_map(|piece| &piece.inputs).collect();
+        let mut dropped = Vec::new();
+        for (number, input) in inputs.iter().enumerate() {
+            for info in input.checkpoint.tensors.infos() {
+                if used.contains(&(number, info.name.clone())) {
+                    continue;
+                }
+                let layout = self.layouts.get(number);
+                let tie = layout.and_then(|layout| layout.ties.iter().find(|tie| tie.name == info.name));
+                let in_layout =
+                    layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == info.name));
+                let reason = match tie {
+                    Some(tie) => format!("repeats {}", tie.target),
+                    None if in_layout => "the recipe's slices leave it out".to_string(),
+                    None => "a buffer that follows from the config".to_string(),
+                };
+                dropped.push((number, info.name.clone(), reason));
+            }
+        }
+        dropped
+    }
+
+    /// Refuses a tied weight that a file carries twice with different values.
+    fn check_ties(&self, inputs: &[Input]) -> Result<()> {
+        for (input, layout) in inputs.iter().zip(&self.layouts) {
+            let tensors = &input.checkpoint.tensors;
+            for tie in &layout.ties {
+                if !tensors.infos().iter().any(|info| info.name == tie.name) {
+                    continue;
+                }
+                if tensors.read(&tie.name)?[..] != tensors.read(&tie.target)?[..] {
+                    let what = format!(
+                        "differs from {} in {}, but its config ties them; set tie_word_embeddings to false to keep both",
+                        tie.target, input.label
+                    );
+                    return Err(luthier_checkpoint::Error::tensor(&tie.name, what).into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses parameters that no method has; notes those that this one does not use.
+fn check_parameters(recipe: &Recipe, method: &Method) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for (set, of_one_model) in recipe.all_parameters() {
+        for name in set.keys() {
+            let own = method.parameters.iter().find(|parameter| parameter.name == name);
+            let known =
+                || METHODS.iter().flat_map(|method| method.parameters).map(|parameter| parameter.name);
+            let note = match own {
+                Some(parameter) if of_one_model && !parameter.per_input => {
+                    format!("parameter {name} belongs to the whole merge; under one model it is not used")
+                }
+                Some(_) => continue,
+                None if known().any(|known| known == name) => {
+                    format!("parameter {name}: merge_method {} does not use it", method.name)
+                }
+                None => {
+                    let meant = nearest(name, known());
+                    return Err(Error::Use(format!("unknown parameter {name}: did you mean {meant}?")));
+                }
+            };
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+    }
+    Ok(notes)
+}
+
+/// The result's type where the recipe says one.
+fn wanted_type(recipe: &Recipe) -> Result<Option<Dtype>> {
+    let mut found = None;
+    for (key, name) in [("dtype", &recipe.dtype), ("out_dtype", &recipe.out_dtype)] {
+        let Some(name) = name else { continue };
+        found = Some(match name.trim_start_matches("torch.") {
+            "float32" => Dtype::F32,
+            "bfloat16" => Dtype::BF16,
+            "float16" => Dtype::F16,
+            other => {
+                return Err(Error::Use(format!("{key}: wanted float32, bfloat16 or float16, came {other}")));
+            }
+        });
+    }
+    Ok(found)
+}
+
+/// The checked layouts of all models; none where one of them has no known architecture.
+fn layouts(inputs: &[Input]) -> Result<Option<Vec<Layout>>> {
+    let mut layouts = Vec::new();
+    for input in inputs {
+        match luthier_arch::check_headers(&input.checkpoint) {
+            Ok(layout) => layouts.push(layout),
+            Err(luthier_arch::Error::UnknownArchitecture { .. }) => return Ok(None),
+            Err(problem) => return Err(problem.into()),
+        }
+    }
+    Ok(Some(layouts))
+}
+
+fn same_family(inputs: &[Input]) -> Result<()> {
+    let family = |input: &Input| input.checkpoint.config.get("model_type").cloned().unwrap_or_default();
+    match inputs.iter().find(|input| family(input) != family(&inputs[0])) {
+        Some(other) => Err(Error::Use(format!(
+            "model_type is {} in {} and {} in {}; only models of one architecture are merged",
+            family(&inputs[0]),
+            inputs[0].label,
+            family(other),
+            other.label
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a model with a head of its own where the result's head is its embedding.
+fn same_ties(inputs: &[Input], layouts: &[Layout], target: &Layout) -> Result<()> {
+    for (input, layout) in inputs.iter().zip(layouts) {
+        let lost = target.ties.iter().find(|tie| layout.tensors.iter().any(|spec| spec.name == tie.name));
+        if let Some(tie) = lost {
+            let what = format!(
+                "is a weight of its own in {}, but tied to {} in {}; untie the latter first, or take the former as the base",
+                input.label, tie.target, inputs[0].label
+            );
+            return Err(luthier_checkpoint::Error::tensor(&tie.name, what).into());
+        }
+    }
+    Ok(())
+}
+
+fn exactly_one(recipe: &Recipe) -> Result<()> {
+    let given = [recipe.models.is_some(), recipe.slices.is_some(), recipe.modules.is_some()];
+    match given.into_iter().filter(|given| *given).count() {
+        1 => Ok(()),
+        count => Err(Error::Use(format!("wanted exactly one of models, slices and modules, came {count}"))),
+    }
+}

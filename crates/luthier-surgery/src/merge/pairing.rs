@@ -1,0 +1,336 @@
+//! Which tensors of which models become which tensor of the result, with which parameters.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use luthier_checkpoint::layout::{Layout, Part, Role, StackKind, TensorSpec};
+use luthier_checkpoint::{Dtype, TensorInfo};
+use luthier_kernels::blocks::BlockType;
+
+use super::method::{Base, Method};
+use super::parameters::resolve;
+use super::recipe::{Parameters, Recipe, Slice};
+use crate::view::find;
+use crate::{Error, Input, Result};
+
+/// One tensor of the result.
+pub(crate) struct Piece {
+    pub(crate) info: TensorInfo,
+    /// Number of the model and name of its tensor, in the recipe's order.
+    pub(crate) inputs: Vec<(usize, String)>,
+    /// Which of these is the base.
+    pub(crate) base: Option<usize>,
+    /// As [`super::method::Group::values`].
+    pub(crate) values: Vec<Vec<f64>>,
+}
+
+/// A stretch of layers of the result.
+pub(crate) struct Stretch<'r> {
+    /// Number of the model, its layers, its own parameters.
+    pub(crate) sources: Vec<(usize, [usize; 2], Option<&'r Parameters>)>,
+    pub(crate) base: Option<usize>,
+    pub(crate) parameters: Option<&'r Parameters>,
+    pub(crate) len: usize,
+}
+
+/// The layers of one stack of the result.
+pub(crate) struct Portion<'r> {
+    pub(crate) stretches: Vec<Stretch<'r>>,
+    pub(crate) parameters: Option<&'r Parameters>,
+}
+
+/// What pairing works on.
+pub(crate) struct Pairing<'r> {
+    pub(crate) recipe: &'r Recipe,
+    pub(crate) method: &'static Method,
+    pub(crate) inputs: &'r [Input],
+    /// Number of each model by the name that the recipe gives it.
+    pub(crate) numbers: HashMap<String, usize>,
+    /// The type that the recipe asks for.
+    pub(crate) dtype: Option<Dtype>,
+}
+
+impl<'r> Pairing<'r> {
+    /// The stretches of a list of whole models; the base is added where the list lacks it.
+    pub(crate) fn of_models(
+        &self,
+        models: &'r [super::recipe::Model],
+        layers: &dyn Fn(usize) -> usize,
+    ) -> Result<Vec<Stretch<'r>>> {
+        let base = self.recipe.base_model.as_ref().map(|base| self.numbers[base]);
+        let mut sources: Vec<_> = models
+            .iter()
+            .map(|model| (self.numbers[&model.model], model.parameters.as_ref()))
+            .map(|(number, parameters)| (number, [0, layers(number)], parameters))
+            .collect();
+        if let Some(base) = base
+            && !sources.iter().any(|source| source.0 == base)
+        {
+            sources.push((base, [0, layers(base)], None));
+        }
+        Ok(vec![self.stretch(sources, base, None)?])
+    }
+
+    /// The stretches of a list of slices.
+    pub(crate) fn of_slices(
+        &self,
+        slices: &'r [Slice],
+        layers: &dyn Fn(usize) -> usize,
+    ) -> Result<Vec<Stretch<'r>>> {
+        let mut stretches = Vec::new();
+        for slice in slices {
+            let mut sources = Vec::new();
+            for source in &slice.sources {
+                let number = self.numbers[&source.model];
+                let [start, end] = source.layer_range;
+                if start >= end || end > layers(number) {
+                    return Err(Error::Use(format!(
+                        "layer_range [{start}, {end}] of {}: the model has layers 0 to {}; give a first layer and the one after the last",
+                        source.model,
+                        layers(number)
+                    )));
+                }
+                sources.push((number, source.layer_range, source.parameters.as_ref()));
+            }
+            let base = slice.base_model.as_ref().or(self.recipe.base_model.as_ref());
+            let base = base.map(|base| self.numbers[base]);
+            stretches.push(self.stretch(sources, base, slice.parameters.as_ref())?);
+        }
+        if stretches.is_empty() {
+            return Err(Error::Use("slices: wanted at least one, the list is empty".to_string()));
+        }
+        Ok(stretches)
+    }
+
+    /// Refuses inputs that the method cannot take.
+    fn stretch(
+        &self,
+        sources: Vec<(usize, [usize; 2], Option<&'r Parameters>)>,
+        base: Option<usize>,
+        parameters: Option<&'r Parameters>,
+    ) -> Result<Stretch<'r>> {
+        let method = self.method;
+        let mut seen = HashSet::new();
+        if let Some(twice) = sources.iter().find(|source| !seen.insert(source.0)) {
+            let label = &self.inputs[twice.0].label;
+            return Err(Error::Use(format!("model {label} is named twice in one list; name it once")));
+        }
+        let len = sources.first().map_or(0, |source| source.1[1] - source.1[0]);
+        if let Some(other) = sources.iter().find(|source| source.1[1] - source.1[0] != len) {
+            return Err(Error::Use(format!(
+                "model {} brings {} layers, {} brings {len}; models that are merged have equally many",
+                self.inputs[other.0].label,
+                other.1[1] - other.1[0],
+                self.inputs[sources[0].0].label
+            )));
+        }
+        if !method.inputs.contains(&sources.len()) {
+            let (low, high) = (*method.inputs.start(), *method.inputs.end());
+            let wanted = match high {
+                usize::MAX => format!("{low} or more"),
+                high if high == low => low.to_string(),
+                high => format!("{low} to {high}"),
+            };
+            return Err(Error::Use(format!(
+                "merge_method {}: wanted {wanted} models (the base included), came {}",
+                method.name,
+                sources.len()
+            )));
+        }
+        let base = if method.base == Base::Ignored { None } else { base };
+        let base_position = base.and_then(|base| sources.iter().position(|source| source.0 == base));
+        match (method.base, base, base_position) {
+            (Base::Required, None, _) => Err(Error::Use(format!(
+                "merge_method {}: wanted a base_model, the recipe names none",
+                method.name
+            ))),
+            (_, Some(base), None) => Err(Error::Use(format!(
+                "base_model {} is not among the sources of a slice; add it there",
+                self.inputs[base].label
+            ))),
+            _ => Ok(Stretch { sources, base: base_position, parameters, len }),
+        }
+    }
+
+    /// The result's tensor `name` of `inputs`, `depth` of the way through its stretch.
+    pub(crate) fn piece(
+        &self,
+        name: &str,
+        inputs: Vec<(usize, String)>,
+        stretch: &Stretch,
+        module: Option<&Parameters>,
+        depth: f64,
+    ) -> Result<Piece> {
+        let global = self.recipe.parameters.as_ref();
+        let mut values = Vec::new();
+        for parameter in self.method.parameters {
+            if !parameter.per_input {
+                let scopes = [stretch.parameters, module, global];
+                values.push(vec![resolve(parameter, &scopes, name, depth)?]);
+                continue;
+            }
+            let mut of_inputs = Vec::new();
+            for (position, (_, source_name)) in inputs.iter().enumerate() {
+                if stretch.base == Some(position) {
+                    of_inputs.push(0.0);
+                    continue;
+                }
+                let scopes = [stretch.sources[position].2, stretch.parameters, module, global];
+                of_inputs.push(resolve(parameter, &scopes, source_name, depth)?);
+            }
+            values.push(of_inputs);
+        }
+        let info = self.output_info(name, &inputs)?;
+        Ok(Piece { info, inputs, base: stretch.base, values })
+    }
+
+    /// Shape and type of a tensor of the result; refuses shapes that differ.
+    fn output_info(&self, name: &str, inputs: &[(usize, String)]) -> Result<TensorInfo> {
+        let info =
+            |(number, name): &(usize, String)| find(self.inputs[*number].checkpoint.tensors.infos(), name);
+        let first = info(&inputs[0])?;
+        let mut dtype = first.dtype;
+        for input in &inputs[1..] {
+            let other = info(input)?;
+            if other.shape != first.shape {
+                let vocabulary = if other.shape.get(1..) == first.shape.get(1..) {
+                    "; if these are rows of different vocabularies, trim or extend one model to the other's first"
+                } else {
+                    ""
+                };
+                let what = format!(
+                    "has shape {:?} in {} and {:?} in {}; models that are merged have the same shapes{vocabulary}",
+                    first.shape, self.inputs[inputs[0].0].label, other.shape, self.inputs[input.0].label
+                );
+                return Err(luthier_checkpoint::Error::tensor(name, what).into());
+            }
+            dtype = promoted(dtype, other.dtype);
+        }
+        let dtype = match dtype {
+            Dtype::Weights(BlockType::F32 | BlockType::F16 | BlockType::BF16) => self.dtype.unwrap_or(dtype),
+            Dtype::Weights(_) | Dtype::F64 => self.dtype.unwrap_or(Dtype::F32),
+            other => other,
+        };
+        Ok(TensorInfo { name: name.to_string(), dtype, shape: first.shape.clone() })
+    }
+
+    /// By role, for models whose layouts are known.
+    pub(crate) fn by_layout(
+        &self,
+        target: &Layout,
+        layouts: &[Layout],
+        parts: &BTreeMap<bool, Portion<'r>>,
+    ) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        for spec in &target.tensors {
+            pieces.push(self.by_role(spec, &spec.name, layouts, parts)?);
+        }
+        for tie in target.ties.iter().filter(|tie| tie.written) {
+            if let Some(spec) = target.tensors.iter().find(|spec| spec.name == tie.target) {
+                pieces.push(self.by_role(spec, &tie.name, layouts, parts)?);
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn by_role(
+        &self,
+        spec: &TensorSpec,
+        name: &str,
+        layouts: &[Layout],
+        parts: &BTreeMap<bool, Portion<'r>>,
+    ) -> Result<Piece> {
+        let part = &parts[&(spec.role.stack == StackKind::Encoder)];
+        let (stretch, offset, depth) = match spec.role.layer {
+            None if matches!(spec.role.part, Part::FinalNorm | Part::Head) => {
+                (part.stretches.last().expect("a part has stretches"), 0, 0.0)
+            }
+            None => (&part.stretches[0], 0, 0.0),
+            Some(layer) => {
+                let mut left = layer;
+                let found = part.stretches.iter().find(|stretch| {
+                    let inside = left < stretch.len;
+                    left -= if inside { 0 } else { stretch.len };
+                    inside
+                });
+                let stretch = found.expect("the config has as many layers as the stretches");
+                let depth = if stretch.len > 1 { left as f64 / (stretch.len - 1) as f64 } else { 1.0 };
+                (stretch, left, depth)
+            }
+        };
+        let mut inputs = Vec::new();
+        for (number, range, _) in &stretch.sources {
+            let role = Role { layer: spec.role.layer.map(|_| range[0] + offset), ..spec.role };
+            let tied =
+                || layouts[*number].ties.iter().find(|tie| tie.name == spec.name).map(|tie| &tie.target);
+            let found = layouts[*number].at(role).map(|found| &found.name).or_else(tied);
+            let found = found.ok_or_else(|| self.missing(&spec.name, *number, stretch.sources[0].0))?;
+            inputs.push((*number, found.clone()));
+        }
+        self.piece(name, inputs, stretch, part.parameters, depth)
+    }
+
+    /// By name, for models whose architecture is not known.
+    pub(crate) fn by_name(&self, part: &Portion<'r>) -> Result<Vec<Piece>> {
+        let stretch = &part.stretches[0];
+        let first = stretch.sources[stretch.base.unwrap_or(0)].0;
+        let names =
+            |number: usize| self.inputs[number].checkpoint.tensors.infos().iter().map(|info| &info.name);
+        let mut layers: HashMap<&str, usize> = HashMap::new();
+        for (prefix, layer) in names(first).filter_map(|name| layer_of(name)) {
+            let count = layers.entry(prefix).or_default();
+            *count = (*count).max(layer + 1);
+        }
+        for (number, _, _) in &stretch.sources {
+            let has = |number: usize| names(number).collect::<HashSet<_>>();
+            let (own, wanted) = (has(*number), has(first));
+            if let Some(only) = names(*number).find(|name| !wanted.contains(name)) {
+                return Err(self.missing(only, first, *number));
+            }
+            if let Some(missing) = names(first).find(|name| !own.contains(name)) {
+                return Err(self.missing(missing, *number, first));
+            }
+        }
+        let piece = |name: &String| {
+            let depth = layer_of(name).map_or(0.0, |(prefix, layer)| match layers[prefix] {
+                1 => 1.0,
+                count => layer as f64 / (count - 1) as f64,
+            });
+            let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
+            self.piece(name, inputs, stretch, part.parameters, depth)
+        };
+        names(first).map(piece).collect()
+    }
+
+    fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
+        let what = format!(
+            "is in {}, but not in {}; tensors that only one parent has cannot be merged",
+            self.inputs[has].label, self.inputs[lacks].label
+        );
+        luthier_checkpoint::Error::tensor(name, what).into()
+    }
+}
+
+/// The type that holds the values of both, as torch promotes: f16 with bf16 becomes f32.
+fn promoted(a: Dtype, b: Dtype) -> Dtype {
+    if a == b {
+        a
+    } else if a.is_float() && b.is_float() {
+        Dtype::F32
+    } else {
+        a
+    }
+}
+
+/// What stands before the first number of a tensor's name, and the number.
+fn layer_of(name: &str) -> Option<(&str, usize)> {
+    let mut at = 0;
+    let parts: Vec<&str> = name.split('.').collect();
+    for (idx, part) in parts.iter().enumerate() {
+        let inside = idx > 0 && idx + 1 < parts.len();
+        if inside && !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Some((&name[..at], part.parse().ok()?));
+        }
+        at += part.len() + 1;
+    }
+    None
+}

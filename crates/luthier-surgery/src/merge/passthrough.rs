@@ -1,0 +1,20 @@
+//! `passthrough`: the one input as it is, times `scale` where that is given.
+
+use super::method::{Base, Group, Method, number};
+
+pub(crate) const METHOD: Method = Method {
+    name: "passthrough",
+    parameters: &[number("scale", true, Some(f64::NAN))],
+    base: Base::Ignored,
+    inputs: 1..=1,
+    by_value: true,
+    merge,
+};
+
+fn merge(group: &Group) -> Result<Vec<f32>, String> {
+    let scale = group.values[0][0] as f32;
+    if scale.is_nan() {
+        return Ok(group.tensors[0].to_vec());
+    }
+    Ok(group.tensors[0].iter().map(|value| value * scale).collect())
+}
