@@ -295,6 +295,10 @@ fn wanted_type(recipe: &Recipe) -> Result<Option<Dtype>> {
 
 /// The checked layouts of all models; none where one of them has no known architecture.
 fn layouts(inputs: &[Input]) -> Result<Option<Vec<Layout>>> {
+    // Old configs do not say what they are.
+    if inputs.iter().any(|input| !input.checkpoint.config.contains_key("model_type")) {
+        return Ok(None);
+    }
     let mut layouts = Vec::new();
     for input in inputs {
         match luthier_arch::check_headers(&input.checkpoint) {
