@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use luthier_arch::gguf::{GgufForm, GgufOrigin, GgufTensor, Transform};
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
-use luthier_checkpoint::{Checkpoint, Dtype, Error, LedgerSummary, TensorInfo, TensorSource, values};
+use luthier_checkpoint::{
+    Checkpoint, Dtype, Error, LedgerSummary, Lineage, TensorInfo, TensorSource, values,
+};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
 
-use super::{Options, job, restore};
+use super::{Options, card, job, restore};
 use crate::view::{Cast, find};
 use crate::writing::{Job, Origin, write_gguf};
 use crate::{Input, Result, fit};
@@ -69,12 +71,12 @@ pub(crate) fn write_model(
     measurements: Map<String, Value>,
 ) -> Result<LedgerSummary> {
     let form = luthier_arch::gguf::plan(&model.config)?;
-    let mut metadata = general(&job.inputs[0].label);
+    let layout = fit::checked_layout(model)?;
+    let mut metadata = general(model, &job.inputs, layout.parameters());
     metadata.extend(form.metadata.iter().filter(|(key, _)| key != "general.architecture").cloned());
     if let Some(architecture) = form.metadata.iter().find(|(key, _)| key == "general.architecture") {
         metadata.insert(0, architecture.clone());
     }
-    let layout = fit::checked_layout(model)?;
     let side_files =
         luthier_checkpoint::gguf::side_file_metadata(&model.side_files, fit::vocab_size(&layout))?;
     metadata.extend(side_files);
@@ -111,24 +113,29 @@ fn rewrite(input: &Input, gguf: Arc<Gguf>, out: &Path, options: &Options) -> Res
 /// The file of a model that is one.
 fn opened(input: &Input) -> Result<Option<Gguf>> {
     let place = &input.checkpoint.place;
-    if place.is_file() { Ok(Some(Gguf::open(place)?)) } else { Ok(None) }
+    let is_gguf = place.is_file() && !luthier_checkpoint::torch::is_torch_name(place);
+    if is_gguf { Ok(Some(Gguf::open(place)?)) } else { Ok(None) }
 }
 
-/// `general.*` keys that do not follow from the config.
-fn general(label: &str) -> Vec<(String, GgufValue)> {
-    let text = |key: &str, value: &str| (key.to_string(), GgufValue::String(value.to_string()));
-    let name = label.trim_end_matches('/').rsplit('/').next().unwrap_or(label);
-    let mut metadata = vec![
-        text("general.type", "model"),
-        text("general.name", name),
-        ("general.base_model.count".to_string(), GgufValue::U32(1)),
-        text("general.base_model.0.name", name),
-    ];
-    if let Some(repository) = label.strip_prefix("hf:") {
-        let repository = repository.split('@').next().unwrap_or(repository);
-        metadata.push(text("general.base_model.0.repo_url", &format!("https://huggingface.co/{repository}")));
+/// `general.*` keys that do not follow from the config. Where the card names no parents, they are the models of the hub that
+/// the inputs are, or that an input's own record names.
+fn general(model: &Checkpoint, inputs: &[&Input], parameters: usize) -> Vec<(String, GgufValue)> {
+    let mut parents = Vec::new();
+    for input in inputs {
+        let place = &input.checkpoint.place;
+        // A record that cannot be read only says less.
+        let lineage = if place.exists() { Lineage::read(place).unwrap_or(None) } else { None };
+        let recorded =
+            lineage.iter().flat_map(|lineage| &lineage.parents).map(|parent| parent.place.as_str());
+        let own = [input.label.as_str()];
+        let is_hub = input.label.starts_with("hf:");
+        let places: Vec<&str> = if is_hub { own.to_vec() } else { recorded.collect() };
+        for place in places {
+            let id = place.strip_prefix("hf:").and_then(|place| place.split('@').next());
+            parents.extend(id.filter(|id| !parents.contains(&id.to_string())).map(str::to_string));
+        }
     }
-    metadata
+    card::general(&inputs[0].label, model.side_file("README.md"), parents, parameters)
 }
 
 /// The type of a tensor in a GGUF file: vectors are F32, as llama.cpp wants them.

@@ -1,6 +1,6 @@
 //! `luthier convert IN OUT [--dtype f32|bf16|f16]`: a model in another format or type, nothing else changed.
 //!
-//! Reads a model folder or a GGUF file. Writes a GGUF file where OUT ends in `.gguf`, else a folder that transformers
+//! Reads a model folder (safetensors, or PyTorch's own files, whose tensors keep their names), or a GGUF file. Writes a GGUF file where OUT ends in `.gguf`, else a folder that transformers
 //! loads. Without `--dtype` stored types are kept, but where the format cannot: safetensors hold no quantised blocks, which
 //! become F32 (the same values), and one-dimensional tensors of a GGUF file are F32, as llama.cpp wants them. A GGUF file
 //! that we write carries config.json, tokenizer and side files whole, and the types that its tensors had, so that the way
@@ -8,7 +8,9 @@
 //! weights that are not finite or that the wanted type cannot hold, a config that the weights contradict, a tokenizer that
 //! does not fit, a model that llama.cpp would compute otherwise. Example: `luthier convert model.gguf model`.
 
+mod card;
 pub(crate) mod gguf;
+mod model_name;
 mod restore;
 
 use std::collections::BTreeMap;
@@ -83,6 +85,14 @@ fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
         return Err(Error::Use(format!("--dtype {dtype} is not known to convert; wanted f32, f16 or bf16")));
     }
     let mut notes = Vec::new();
+    // Configs of 2019 do not say what model they are.
+    if !input.checkpoint.config.contains_key("model_type") && !is_gguf(out) {
+        notes.push(
+            "config.json names no model_type: weights are not compared with it, and other verbs need that key"
+                .to_string(),
+        );
+        return Ok(notes);
+    }
     match fit::checked_layout(&input.checkpoint) {
         Ok(_) if is_gguf(out) => {
             if let Some(window) = luthier_arch::gguf::ignored_window(&input.checkpoint.config)? {
@@ -119,7 +129,11 @@ fn to_folder(input: &Input, out: &Path, options: &Options) -> Result<LedgerSumma
     let types = source.infos().to_vec();
     let view = Cast::new(source, |info| folder_type(info.dtype, options.dtype));
     let same_types = view.infos() == types;
-    let config = if same_types && (restored.is_some() || checkpoint.place.is_dir()) {
+    let config = if same_types
+        && (restored.is_some()
+            || !checkpoint.place.is_file()
+            || luthier_checkpoint::torch::is_torch_name(&checkpoint.place))
+    {
         checkpoint.config.clone()
     } else {
         config::with_dtype(&checkpoint.config, view.infos())

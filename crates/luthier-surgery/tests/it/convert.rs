@@ -116,3 +116,34 @@ fn values_that_a_type_cannot_hold_are_refused_and_nothing_is_left() {
     assert!(refused.contains("Q8_0"), "{refused}");
     assert_eq!(names(home.path()), before);
 }
+
+#[test]
+fn a_pickle_folder_of_an_unknown_architecture_becomes_safetensors_under_its_own_names() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/torch");
+    for (name, config, note) in [
+        ("legacy.bin", "{\"hidden_size\": 4}", "names no model_type"),
+        ("zip.bin", "{\"model_type\": \"bert\", \"x\": 1e-12}", "is not known"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("folder");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::copy(golden.join(name), folder.join("pytorch_model.bin")).unwrap();
+        std::fs::write(folder.join("config.json"), config).unwrap();
+        std::fs::write(folder.join("vocab.txt"), "a\nb\n").unwrap();
+        let before = std::fs::read(folder.join("pytorch_model.bin")).unwrap();
+        let report = run(&open(&folder), &home.path().join("out"), &OPTIONS).unwrap();
+        assert_eq!(report.copied_tensors, report.tensors);
+        assert!(report.notes[0].contains(note), "{:?}", report.notes);
+        assert_eq!(
+            names(&home.path().join("out")),
+            ["config.json", "lineage.json", "model.safetensors", "vocab.txt"]
+        );
+        let difference =
+            luthier_surgery::diff::run(&open(&folder).checkpoint, &open(&home.path().join("out")).checkpoint)
+                .unwrap();
+        assert!(difference.identical, "{difference:?}");
+        let lineage = Lineage::read(&home.path().join("out")).unwrap().unwrap();
+        assert_eq!(lineage.parents[0].files[1].name, "pytorch_model.bin");
+        assert_eq!(std::fs::read(folder.join("pytorch_model.bin")).unwrap(), before);
+    }
+}
