@@ -18,10 +18,14 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
 )
@@ -43,6 +47,11 @@ def randomize(model, seed):
             elif "norm" in name:
                 neutral = parameter.mean().round()
                 parameter.copy_(neutral + draw * 0.3)
+            elif name.endswith(".q.weight"):
+                # T5 does not scale its scores: larger ones would only show rounding.
+                parameter.copy_(draw * 0.1)
+            elif "relative_attention_bias" in name:
+                parameter.copy_(draw)
             else:
                 parameter.copy_(draw * 0.25)
     return model.eval()
@@ -114,6 +123,13 @@ def encoder_decoder(folder, model, config, seed):
     write(folder, config, dict(model.named_parameters()), golden)
 
 
+def t5(folder, model, config, seed):
+    """`config` as files of that version have it; an untied head stays untied whatever the class does by itself."""
+    if not config["tie_word_embeddings"]:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    encoder_decoder(folder, model, model.config.to_dict() | config, seed)
+
+
 COMMON = dict(vocab_size=VOCABULARY, attn_implementation="eager", max_position_embeddings=64, pad_token_id=0)
 LLAMA3 = dict(
     rope_type="llama3",
@@ -169,6 +185,18 @@ def main(root):
     config._attn_implementation = "eager"
     model = T5GemmaForConditionalGeneration(config)
     encoder_decoder(root / "t5gemma", model, model.config.to_dict(), 61)
+
+    # More tokens than distances with a bucket of their own, and farther than the last bucket begins.
+    sizes = dict(vocab_size=VOCABULARY, d_model=36, d_kv=7, d_ff=44, num_layers=2, num_decoder_layers=1, num_heads=5)
+    sizes |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=7, decoder_start_token_id=0)
+    for name, seed, extra in (("t5", 81, dict()), ("t5-v1_1", 91, dict(feed_forward_proj="gated-gelu"))):
+        head = dict(tie_word_embeddings=name == "t5")
+        config = T5Config(**sizes, **extra, **head)
+        config._attn_implementation = "eager"
+        t5(root / name, T5ForConditionalGeneration(config), head, seed)
+    config = MT5Config(**sizes, feed_forward_proj="gated-silu")
+    config._attn_implementation = "eager"
+    t5(root / "mt5", MT5ForConditionalGeneration(config), dict(tie_word_embeddings=False), 101)
 
     encoder = LlamaConfig(**COMMON, **(tied | dict(num_hidden_layers=2)))
     decoder = Qwen3Config(**COMMON, **(qwen3 | dict(tie_word_embeddings=True)))

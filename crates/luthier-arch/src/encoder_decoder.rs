@@ -28,6 +28,9 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
     let decoder = stack(keys, "decoder", &Site::decoder(encoder.width))?;
     let start = keys.optional_token("decoder_start_token_id")?;
     let shape = EncoderDecoderShape {
+        prefixes: ["model.encoder.", "model.decoder."],
+        shared_embedding: None,
+        state_scale: None,
         head: "lm_head.weight",
         tied_head: keys.flag_or("tie_word_embeddings", true)?,
         tied_embeddings: keys.flag_or("tie_encoder_embeddings", false)?,

@@ -1,7 +1,7 @@
 //! Fresh weights, as the reference initialises them, the same for the same seed on every machine and thread count.
 
 use candle_core::{Device, Tensor};
-use luthier_checkpoint::layout::{Part, StackKind, TensorSpec};
+use luthier_checkpoint::layout::{Part, Projection, StackKind, TensorSpec};
 use luthier_ops::Weight;
 use serde_json::{Map, Value};
 
@@ -49,9 +49,10 @@ pub fn fresh(config: &Map<String, Value>, spec: &TensorSpec, seed: u64) -> Resul
 fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
     use Part::*;
     let stack = stack_of(spec, shape);
-    let deviation = match shape {
-        ModelShape::DecoderOnly { stack, .. } => stack.initializer_range,
-        ModelShape::EncoderDecoder(shape) => shape.initializer_range,
+    let deviation = match (stack.t5_factor, shape) {
+        (Some(factor), _) => factor * t5_deviation(spec, stack),
+        (None, ModelShape::DecoderOnly { stack, .. }) => stack.initializer_range,
+        (None, ModelShape::EncoderDecoder(shape)) => shape.initializer_range,
     };
     let len = spec.shape.iter().product();
     match spec.role.part {
@@ -75,9 +76,25 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
             }
             values
         }
-        Head | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
+        Head | RelativeBias | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
             normal(&spec.name, seed, deviation, len)
         }
+    }
+}
+
+/// T5's deviations follow the widths (arXiv:1910.10683; `_init_weights` of the reference).
+fn t5_deviation(spec: &TensorSpec, stack: &StackShape) -> f64 {
+    use Part::*;
+    let root = |width: usize| (width as f64).powf(-0.5);
+    match spec.role.part {
+        Embedding | Head => 1.0,
+        RelativeBias => root(stack.width),
+        SelfAttention(Projection::Query) | CrossAttention(Projection::Query) => {
+            let head_dim = stack.layers.first().map_or(1, |layer| layer.attention.head_dim);
+            root(stack.width * head_dim)
+        }
+        // All other matrices by the width that they read.
+        _ => root(spec.shape.last().copied().unwrap_or(1)),
     }
 }
 

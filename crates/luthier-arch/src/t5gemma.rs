@@ -7,7 +7,7 @@
 //! embeddings; with `tie_encoder_embeddings`, a key of ours, they are one and are written twice.
 
 use crate::blocks::encoder_decoder::EncoderDecoderShape;
-use crate::blocks::layer::NormNames;
+use crate::blocks::names::{self, AttentionNames, FeedForwardNames, StackNames};
 use crate::blocks::stack::{Site, StackShape};
 use crate::blocks::stack_rules::StackRules;
 use crate::blocks::window::alternating_windows;
@@ -19,10 +19,20 @@ use crate::{Error, Result};
 pub const ARCHITECTURE: Architecture =
     Architecture { model_type: "t5gemma", shape, stack: None, encoder_decoder: None, gguf: None };
 
-const NORM_NAMES: NormNames = NormNames {
-    attention: ("pre_self_attn_layernorm", Some("post_self_attn_layernorm")),
-    cross: ("pre_cross_attn_layernorm", Some("post_cross_attn_layernorm")),
-    feed_forward: ("pre_feedforward_layernorm", Some("post_feedforward_layernorm")),
+const NAMES: StackNames = StackNames {
+    own: AttentionNames {
+        norms: ("layers.{i}.pre_self_attn_layernorm", Some("layers.{i}.post_self_attn_layernorm")),
+        ..names::LLAMA.own
+    },
+    cross: AttentionNames {
+        norms: ("layers.{i}.pre_cross_attn_layernorm", Some("layers.{i}.post_cross_attn_layernorm")),
+        ..names::LLAMA.cross
+    },
+    feed_forward: FeedForwardNames {
+        norms: ("layers.{i}.pre_feedforward_layernorm", Some("layers.{i}.post_feedforward_layernorm")),
+        ..names::LLAMA.feed_forward
+    },
+    ..names::LLAMA
 };
 
 fn shape(keys: &Keys) -> Result<ModelShape> {
@@ -46,6 +56,9 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
         None => decoder_keys.optional_token_or("bos_token_id", 2)?,
     };
     let shape = EncoderDecoderShape {
+        prefixes: ["model.encoder.", "model.decoder."],
+        shared_embedding: None,
+        state_scale: None,
         head: "lm_head.out_proj.weight",
         tied_head: keys.flag_or("tie_word_embeddings", true)?,
         tied_embeddings: keys.flag_or("tie_encoder_embeddings", false)?,
@@ -62,6 +75,6 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
 fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {
     // The reference looks at the flag of the whole model only.
     keys.flag_or("tie_word_embeddings", true)?;
-    let rules = StackRules::gemma2(keys, NORM_NAMES)?;
+    let rules = StackRules::gemma2(keys, NAMES)?;
     rules.read(keys, |n_layers| alternating_windows(keys, site, n_layers))
 }

@@ -22,8 +22,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
     crate::llama::ARCHITECTURE,
     crate::encoder_decoder::ARCHITECTURE,
     crate::mistral::ARCHITECTURE,
+    crate::mt5::ARCHITECTURE,
     crate::qwen2::ARCHITECTURE,
     crate::qwen3::ARCHITECTURE,
+    crate::t5::ARCHITECTURE,
     crate::t5gemma::ARCHITECTURE,
 ];
 

@@ -16,6 +16,10 @@ pub enum Space {
     Ffn,
     /// Tokens.
     Vocab,
+    /// Query heads, one number each.
+    QueryHeads,
+    /// Buckets of distances between tokens.
+    Buckets,
 }
 
 /// Which stack of layers a tensor belongs to.
@@ -44,6 +48,8 @@ pub enum Part {
     Embedding,
     /// Output projection, where it is not the embedding.
     Head,
+    /// Bias of attention scores by distance, one for all layers of a stack.
+    RelativeBias,
     /// The norm after the last layer.
     FinalNorm,
     /// A projection of self-attention, its weight.

@@ -1,6 +1,8 @@
 //! Attention block by block over keys: scores of one block of queries and keys at a time, running maxima, and the
 //! logarithm of each row's sum kept for a backward pass that computes the scores anew (arXiv:2205.14135).
 
+mod backward;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -8,6 +10,8 @@ use crate::math;
 use crate::matmul::{View, Write, sequential};
 use crate::pool::{self, Shared};
 use crate::simd::{LANES, axpy, dispatch, dot, reduce};
+
+pub use backward::{Grads, Saved, attention_backward};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads, d head width
 
@@ -50,6 +54,17 @@ pub struct Rule<'a> {
     pub query_offset: usize,
     /// Document numbers `[b * t]` and `[b * s]`; key number `u32::MAX` is hidden from all.
     pub segments: Option<(&'a [u32], &'a [u32])>,
+    /// Added to the scores; its gradients want them uncapped.
+    pub bias: Option<DistanceBias<'a>>,
+}
+
+/// What is added to a score by the distance from query to key.
+#[derive(Clone, Copy, Debug)]
+pub struct DistanceBias<'a> {
+    /// `[h, 2 reach + 1]`: each head's, for keys from `reach` positions before the query to `reach` behind it.
+    pub values: &'a [f32],
+    /// Keys farther away take the value at this distance.
+    pub reach: usize,
 }
 
 /// Keys or values; that of (batch, token, head) starts at the sum of index times stride.
@@ -200,6 +215,9 @@ fn check(sizes: &Sizes, rule: &Rule, q: &[f32], k: &Heads, v: &Heads) {
     if let Some((query_docs, key_docs)) = rule.segments {
         assert_eq!((query_docs.len(), key_docs.len()), (batch * queries, batch * keys), "document numbers");
     }
+    if let Some(bias) = rule.bias {
+        assert_eq!(bias.values.len(), heads * (2 * bias.reach + 1), "values of the bias");
+    }
 }
 
 /// Unnormalised outputs, maxima and sums of one block of queries of one head.
@@ -242,7 +260,7 @@ fn forward_block(
                 sequential(n, d, keys.len(), queries, keys_view.transposed(), target, KEYS, Write::Overwrite);
             }
         }
-        let mask = Mask { sizes, rule, row, block: block.clone(), keys: keys.clone() };
+        let mask = Mask { sizes, rule, row, head, block: block.clone(), keys: keys.clone() };
         running_softmax(&mask, scores, out, tops, sums);
         if few {
             few_outputs(n, keys.len(), d, scores, values_view, out);
@@ -294,11 +312,31 @@ struct Mask<'a> {
     sizes: &'a Sizes,
     rule: &'a Rule<'a>,
     row: usize,
+    head: usize,
     block: Range<usize>,
     keys: Range<usize>,
 }
 
 impl Mask<'_> {
+    /// Where the bias of column `column` of the block's query `at` stands among the head's.
+    #[inline(always)]
+    fn bias_index(&self, bias: &DistanceBias, at: usize, column: usize) -> usize {
+        let query = self.block.start + at + self.rule.query_offset;
+        (self.keys.start + column + bias.reach).saturating_sub(query).min(2 * bias.reach)
+    }
+
+    /// Adds the bias of `columns` to their scores.
+    #[inline(always)]
+    fn add_bias(&self, at: usize, columns: Range<usize>, scores: &mut [f32]) {
+        if let Some(bias) = &self.rule.bias {
+            let width = 2 * bias.reach + 1;
+            let values = &bias.values[self.head * width..][..width];
+            for (score, column) in scores.iter_mut().zip(columns) {
+                *score += values[self.bias_index(bias, at, column)];
+            }
+        }
+    }
+
     /// Columns of the block that its query `at` sees by order and window.
     #[inline(always)]
     fn columns(&self, at: usize) -> Range<usize> {
@@ -343,6 +381,7 @@ fn running_softmax_body<const FMA: bool>(
         row[columns.end..].fill(0.0);
         let row = &mut row[columns.clone()];
         shape_scores::<FMA>(mask.rule, row);
+        mask.add_bias(at, columns.clone(), row);
         mask.hide_other_documents(at, columns, row);
         let top = largest(row).max(tops[at]);
         if top == f32::NEG_INFINITY {
@@ -403,240 +442,4 @@ fn sum(values: &[f32]) -> f32 {
         sums[lane] += value;
     }
     reduce(sums)
-}
-
-/// What the backward pass reads beside the operands.
-#[derive(Clone, Copy, Debug)]
-pub struct Saved<'a> {
-    /// The output, [b, t, h, d].
-    pub out: &'a [f32],
-    /// Its gradient.
-    pub dout: &'a [f32],
-    /// [b, h, t], from the forward pass.
-    pub lse: &'a [f32],
-}
-
-/// Where the backward pass puts its gradients; all are overwritten.
-pub struct Grads<'a> {
-    /// [b, t, h, d].
-    pub dq: &'a mut [f32],
-    /// [b, s, k, d].
-    pub dk: &'a mut [f32],
-    /// [b, s, k, d].
-    pub dv: &'a mut [f32],
-}
-
-/// Gradients of [`attention`]; k, v: [b, s, k, d] contiguous.
-pub fn attention_backward(
-    sizes: Sizes,
-    rule: Rule,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    saved: Saved,
-    grads: Grads,
-) {
-    let Sizes { batch, queries, keys, heads, kv_heads, head_dim } = sizes;
-    let q = Heads::contiguous(q, queries, heads, head_dim);
-    let (k, v) =
-        (Heads::contiguous(k, keys, kv_heads, head_dim), Heads::contiguous(v, keys, kv_heads, head_dim));
-    check(&sizes, &rule, q.values, &k, &v);
-    assert!(saved.out.len() == q.values.len() && saved.dout.len() == q.values.len(), "values of the output");
-    assert_eq!(saved.lse.len(), batch * heads * queries, "sums of the rows");
-    let Grads { dq, dk, dv } = grads;
-    assert!(dq.len() == q.values.len() && dk.len() == k.values.len() && dv.len() == v.values.len());
-    for side in [&mut *dq, &mut *dk, &mut *dv] {
-        pool::run_chunks(side, crate::rows::TASK_VALUES * 4, &|_, part| part.fill(0.0));
-    }
-    let products = output_products(&sizes, saved);
-    let pass = Backward {
-        sizes,
-        rule,
-        q,
-        k,
-        v,
-        dout: Heads { values: saved.dout, ..q },
-        lse: saved.lse,
-        products: &products,
-        dq: Shared::new(dq),
-        dk: Shared::new(dk),
-        dv: Shared::new(dv),
-    };
-    let group = heads / kv_heads;
-    if batch * kv_heads >= 2 * pool::threads() || pool::threads() == 1 {
-        pool::run(batch * kv_heads, &|task| {
-            let kv_head = task % kv_heads;
-            pass.sweep(
-                task / kv_heads,
-                kv_head * group..(kv_head + 1) * group,
-                0..queries,
-                0..keys,
-                Wanted::All,
-            );
-        });
-        return;
-    }
-    // Too few key heads to go round: keys' gradients by blocks of keys, then queries' by blocks of queries.
-    let (key_blocks, query_blocks) = (keys.div_ceil(KEYS), queries.div_ceil(QUERIES));
-    pool::run(batch * kv_heads * key_blocks, &|task| {
-        let (block, kv_head) = (task % key_blocks * KEYS, task / key_blocks % kv_heads);
-        let keys = block..keys.min(block + KEYS);
-        let heads = kv_head * group..(kv_head + 1) * group;
-        pass.sweep(task / key_blocks / kv_heads, heads, 0..queries, keys, Wanted::Keys);
-    });
-    pool::run(batch * heads * query_blocks, &|task| {
-        let (block, head) = (task % query_blocks * QUERIES, task / query_blocks % heads);
-        let queries = block..queries.min(block + QUERIES);
-        pass.sweep(task / query_blocks / heads, head..head + 1, queries, 0..keys, Wanted::Queries);
-    });
-}
-
-/// `sum_d out * dout`, [b, h, t].
-fn output_products(sizes: &Sizes, saved: Saved) -> Vec<f32> {
-    let Sizes { queries, heads, head_dim, .. } = *sizes;
-    let mut products = vec![0f32; saved.lse.len()];
-    let layout = Heads::contiguous(saved.out, queries, heads, head_dim);
-    pool::run_chunks(&mut products, queries.max(1), &|row, part| {
-        for (query, product) in part.iter_mut().enumerate() {
-            let at = layout.at(row / heads, query, row % heads);
-            let (out, dout) = (&saved.out[at..][..head_dim], &saved.dout[at..][..head_dim]);
-            *product = out.iter().zip(dout).map(|(out, dout)| out * dout).sum();
-        }
-    });
-    products
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    All,
-    Keys,
-    Queries,
-}
-
-struct Backward<'a> {
-    sizes: Sizes,
-    rule: Rule<'a>,
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
-    dout: Heads<'a>,
-    lse: &'a [f32],
-    products: &'a [f32],
-    dq: Shared<'a, f32>,
-    dk: Shared<'a, f32>,
-    dv: Shared<'a, f32>,
-}
-
-impl Backward<'_> {
-    /// Adds the gradients of all pairs of the given heads' queries and keys. Concurrent calls write disjoint parts.
-    fn sweep(
-        &self,
-        row: usize,
-        heads: Range<usize>,
-        queries: Range<usize>,
-        keys: Range<usize>,
-        wanted: Wanted,
-    ) {
-        SCRATCH.with_borrow_mut(|scratch| {
-            scratch.fit(self.sizes.head_dim);
-            for head in heads {
-                for start in queries.clone().step_by(QUERIES) {
-                    let block = start..queries.end.min(start + QUERIES);
-                    let reach = self.rule.reach(block.clone(), self.sizes.keys);
-                    let (mut at, end) = (reach.start.max(keys.start), reach.end.min(keys.end));
-                    while at < end {
-                        let part = at..end.min(at + KEYS);
-                        at = part.end;
-                        if self.rule.meets(&self.sizes, row, block.clone(), part.clone()) {
-                            self.pair(row, head, block.clone(), part, wanted, scratch);
-                        }
-                    }
-                }
-            }
-        });
-    }
-
-    fn pair(
-        &self,
-        row: usize,
-        head: usize,
-        block: Range<usize>,
-        keys: Range<usize>,
-        wanted: Wanted,
-        scratch: &mut Scratch,
-    ) {
-        let (n, n_keys, d) = (block.len(), keys.len(), self.sizes.head_dim);
-        let kv_head = head / (self.sizes.heads / self.sizes.kv_heads);
-        let (q, dout) = (self.q.view(row, block.start, head), self.dout.view(row, block.start, head));
-        let (k, v) = (self.k.view(row, keys.start, kv_head), self.v.view(row, keys.start, kv_head));
-        let Scratch { scores, grads, .. } = scratch;
-        // SAFETY: the scratch holds QUERIES rows of KEYS values; `check` saw the views' ends.
-        unsafe {
-            sequential(n, d, n_keys, q, k.transposed(), scores.as_mut_ptr(), KEYS, Write::Overwrite);
-            sequential(n, d, n_keys, dout, v.transposed(), grads.as_mut_ptr(), KEYS, Write::Overwrite);
-        }
-        let at = (row * self.sizes.heads + head) * self.sizes.queries + block.start;
-        let mask =
-            Mask { sizes: &self.sizes, rule: &self.rule, row, block: block.clone(), keys: keys.clone() };
-        score_grads(&mask, scores, grads, &self.lse[at..][..n], &self.products[at..][..n]);
-        let weights = View { values: scores, row_stride: KEYS, col_stride: 1 };
-        let grads = View { values: grads, row_stride: KEYS, col_stride: 1 };
-        let (q_at, k_at) = (self.q.at(row, block.start, head), self.k.at(row, keys.start, kv_head));
-        let (q_stride, k_stride) = (self.q.token_stride, self.k.token_stride);
-        // SAFETY: the caller promises that these rows of dq, dk and dv are this call's own; `check` saw their ends.
-        unsafe {
-            if wanted != Wanted::Keys {
-                sequential(n, n_keys, d, grads, k, self.dq.pointer(q_at), q_stride, Write::Add);
-            }
-            if wanted != Wanted::Queries {
-                let (dk, dv) = (self.dk.pointer(k_at), self.dv.pointer(k_at));
-                sequential(n_keys, n, d, weights.transposed(), dout, dv, k_stride, Write::Add);
-                sequential(n_keys, n, d, grads.transposed(), q, dk, k_stride, Write::Add);
-            }
-        }
-    }
-}
-
-dispatch! {
-    /// Scores become probabilities; gradients of probabilities become gradients of raw scores.
-    fn score_grads(mask: &Mask, scores: &mut [f32], grads: &mut [f32], lse: &[f32], products: &[f32])
-        = score_grads_body
-}
-
-#[inline(always)]
-fn score_grads_body<const FMA: bool>(
-    mask: &Mask,
-    scores: &mut [f32],
-    grads: &mut [f32],
-    lse: &[f32],
-    products: &[f32],
-) {
-    let n_keys = mask.keys.len();
-    for at in 0..mask.block.len() {
-        let columns = mask.columns(at);
-        let (row, grad) = (&mut scores[at * KEYS..][..n_keys], &mut grads[at * KEYS..][..n_keys]);
-        for side in [&mut *row, &mut *grad] {
-            side[..columns.start].fill(0.0);
-            side[columns.end..].fill(0.0);
-        }
-        let (row, grad) = (&mut row[columns.clone()], &mut grad[columns.clone()]);
-        shape_scores::<FMA>(mask.rule, row);
-        let (lse, product) = (lse[at], products[at]);
-        // d cap tanh(x / cap) / dx = 1 - (y / cap)^2, of the shaped score y.
-        if let Some(cap) = mask.rule.softcap {
-            let inverse = 1.0 / cap;
-            for (score, grad) in row.iter().zip(grad.iter_mut()) {
-                let y = score * inverse;
-                *grad = (*grad - product) * (1.0 - y * y);
-            }
-        } else {
-            grad.iter_mut().for_each(|grad| *grad -= product);
-        }
-        mask.hide_other_documents(at, columns, row);
-        for (score, grad) in row.iter_mut().zip(grad.iter_mut()) {
-            let p = math::exp::<FMA>(*score - lse);
-            *score = p;
-            *grad *= p * mask.rule.scale;
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Gated activations: `act(gate) * up`.
+//! Activations of feed-forward blocks: gated, `act(gate) * up`, and plain.
 
 use candle_core::{Result, Shape, Tensor};
 use luthier_kernels::activation::{Gate, gated as kernel, gated_backward};
@@ -36,14 +36,18 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
     tape::apply(Gated { kind, shape: gate.shape().clone() }, &[gate, up])
 }
 
+/// x: [.., f] -> [.., f], without a gate.
+pub fn plain(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => x.silu(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::Relu => x.relu(),
+    }
+}
+
 fn reference(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    let activated = match activation {
-        Activation::Silu => gate.silu()?,
-        Activation::GeluTanh => gate.gelu()?,
-        Activation::Gelu => gate.gelu_erf()?,
-        Activation::Relu => gate.relu()?,
-    };
-    activated.mul(up)
+    plain(gate, activation)?.mul(up)
 }
 
 struct Gated {

@@ -1,14 +1,18 @@
 //! Scaled dot-product attention with grouped keys: causal, full, sliding, across packed documents, soft-capped, cached.
 //!
-//! `o = softmax(cap(scale * q k^T) + mask) v`, `cap(s) = c tanh(s / c)` (Gemma 2, arXiv:2408.00118).
+//! `o = softmax(cap(scale * q k^T) + bias + mask) v`, `cap(s) = c tanh(s / c)` (Gemma 2, arXiv:2408.00118); the bias is T5's
+//! by the distance from query to key (arXiv:1910.10683, section 2.1).
 
 use std::sync::OnceLock;
 
 use candle_core::{Result, Shape, Tensor};
-use luthier_kernels::attention::{Grads, Heads, Rule, Saved, Sizes, attention as kernel, attention_backward};
+use luthier_kernels::attention::{
+    DistanceBias, Grads, Heads, Rule, Saved, Sizes, attention as kernel, attention_backward,
+};
 use luthier_kernels::buffer::unfilled;
 
 pub use crate::kv_cache::KvCache;
+pub use crate::relative_bias::{Buckets, RelativeBias};
 use crate::tape::{self, Fused, Pass};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads (h a multiple of k), d head width
@@ -32,6 +36,8 @@ pub struct AttentionSpec {
     /// `[b * t]` and `[b * s]` document numbers: a query sees keys of its own document only. None: all one document.
     /// Key number `u32::MAX` is padding and hidden from all; a row that sees nothing gives zeros.
     pub segments: Option<Segments>,
+    /// Added to the scores, which are not capped then.
+    pub bias: Option<RelativeBias>,
 }
 
 /// q: [b, t, h, d], k, v: [b, s, k, d] -> [b, t, h, d].
@@ -42,7 +48,9 @@ pub fn attention(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &Atten
     }
     let ((batch, queries, heads, head_dim), (_, keys, kv_heads, _)) = (q_bthd.dims4()?, k_bskd.dims4()?);
     let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
-    let op = Attention { sizes, spec: spec.clone(), shape: q_bthd.shape().clone(), lse: OnceLock::new() };
+    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
+    let (spec, shape) = (spec.clone(), q_bthd.shape().clone());
+    let op = Attention { sizes, spec, shape, lse: OnceLock::new(), bias };
     tape::apply(op, &[q_bthd, k_bskd, v_bskd])
 }
 
@@ -51,7 +59,21 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<()>
     if kb != b || kd != d || kv == 0 || h % kv != 0 || v.dims() != k.dims() {
         candle_core::bail!("attention: queries {:?}, keys {:?}, values {:?}", q.dims(), k.dims(), v.dims());
     }
+    check_bias(spec, h)?;
     check_segments(spec, b * t, b * s)
+}
+
+fn check_bias(spec: &AttentionSpec, heads: usize) -> Result<()> {
+    match &spec.bias {
+        Some(_) if spec.softcap.is_some() => {
+            candle_core::bail!("attention: scores with both a bias and a soft cap have no gradient here")
+        }
+        Some(bias) if bias.weight.shape() != [bias.buckets.count, heads] => {
+            let (name, shape) = (bias.weight.name(), bias.weight.shape());
+            candle_core::bail!("{name}: {shape:?} for {} buckets and {heads} heads", bias.buckets.count)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_segments(spec: &AttentionSpec, n_queries: usize, n_keys: usize) -> Result<()> {
@@ -72,10 +94,11 @@ struct Attention {
     shape: Shape,
     /// Logarithms of the rows' sums, [b, h, t], left by the forward pass.
     lse: OnceLock<Vec<f32>>,
+    bias: Option<Vec<f32>>,
 }
 
 impl AttentionSpec {
-    fn rule(&self) -> Rule<'_> {
+    fn rule<'r>(&'r self, bias: Option<&'r [f32]>) -> Rule<'r> {
         Rule {
             scale: self.scale as f32,
             softcap: self.softcap.map(|cap| cap as f32),
@@ -83,6 +106,11 @@ impl AttentionSpec {
             window: self.window,
             query_offset: self.query_offset,
             segments: self.segments.as_ref().map(|(queries, keys)| (queries.as_slice(), keys.as_slice())),
+            bias: self
+                .bias
+                .as_ref()
+                .zip(bias)
+                .map(|(bias, values)| DistanceBias { values, reach: bias.buckets.max_distance }),
         }
     }
 }
@@ -98,11 +126,15 @@ impl Fused for Attention {
         "attention"
     }
 
+    fn trains_weights(&self) -> bool {
+        self.spec.bias.as_ref().is_some_and(|bias| bias.weight.is_trainable())
+    }
+
     fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
         let mut out = unfilled(inputs[0].len());
         let mut lse = vec![0f32; self.sizes.batch * self.sizes.heads * self.sizes.queries];
         let (k, v) = (self.heads(inputs[1]), self.heads(inputs[2]));
-        kernel(self.sizes, self.spec.rule(), inputs[0], k, v, &mut out, Some(&mut lse));
+        kernel(self.sizes, self.spec.rule(self.bias.as_deref()), inputs[0], k, v, &mut out, Some(&mut lse));
         // The operation is made anew for each call, so nothing was saved before.
         let _ = self.lse.set(lse);
         Ok((out, self.shape.clone()))
@@ -113,8 +145,13 @@ impl Fused for Attention {
         let [q, k, v] = *pass.inputs else { candle_core::bail!("attention takes three inputs") };
         let (mut dq, mut dk, mut dv) = (unfilled(q.len()), unfilled(k.len()), unfilled(v.len()));
         let saved = Saved { out: pass.result, dout: pass.grad, lse };
-        let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        attention_backward(self.sizes, self.spec.rule(), q, k, v, saved, grads);
+        let trained = self.spec.bias.as_ref().filter(|bias| bias.weight.is_trainable());
+        let mut dbias = trained.map(|_| vec![0f32; self.bias.as_ref().map_or(0, Vec::len)]);
+        let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: dbias.as_deref_mut() };
+        attention_backward(self.sizes, self.spec.rule(self.bias.as_deref()), q, k, v, saved, grads);
+        if let (Some(bias), Some(dbias)) = (trained, &dbias) {
+            bias.accumulate(dbias);
+        }
         let grads = [dq, dk, dv].into_iter().zip(pass.tracked);
         Ok(grads.map(|(grad, tracked)| tracked.then_some(grad)).collect())
     }
@@ -134,13 +171,15 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     if (rows, width) != (batch, head_dim) || kv_heads == 0 || heads % kv_heads != 0 {
         candle_core::bail!("attention: queries {:?}, cache {:?}", q_bthd.dims(), buffers.dims());
     }
+    check_bias(spec, heads)?;
     check_segments(spec, batch * queries, batch * keys)?;
+    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
     let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
         let (k, v) = buffers.heads();
-        kernel(sizes, spec.rule(), slices[0], k, v, &mut out, None);
+        kernel(sizes, spec.rule(bias.as_deref()), slices[0], k, v, &mut out, None);
         Ok(())
     })?;
     Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())
@@ -171,7 +210,11 @@ fn reference(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &Attention
         .collect();
     let bias = Tensor::from_vec(bias, (b, 1, t, s), q.device())?;
     let keep = Tensor::from_vec(keep, (b, 1, t, 1), q.device())?;
-    let scores = scores.reshape((b, h, t, s))?.broadcast_add(&bias)?;
+    let mut scores = scores.reshape((b, h, t, s))?;
+    if let Some(relative) = &spec.bias {
+        scores = scores.broadcast_add(&relative.reference(t, s, spec.query_offset, q.device())?)?;
+    }
+    let scores = scores.broadcast_add(&bias)?;
     let top = scores.max_keepdim(3)?.detach();
     let exp = scores.broadcast_sub(&top)?.exp()?;
     let probabilities = exp.broadcast_div(&exp.sum_keepdim(3)?)?.broadcast_mul(&keep)?;

@@ -12,6 +12,7 @@ mod kv_cache;
 pub mod linear;
 pub mod norm;
 pub mod recompute;
+mod relative_bias;
 pub mod residual;
 pub mod rope;
 pub mod tape;

@@ -85,13 +85,20 @@ pub(crate) struct Pass<'a> {
 /// Applies a fused operation to one to three inputs, or to none where it trains weights (the anchor is then its only
 /// input).
 pub(crate) fn apply<O: Fused + 'static>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
-    let inputs: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
+    let mut inputs: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
     let n_inputs = inputs.len();
     let tracked = inputs.iter().any(Tensor::track_op);
     let recording = is_recording();
-    let mut all: Vec<&Tensor> = inputs.iter().collect();
     let anchor = anchor()?;
-    if (recording && !tracked && op.trains_weights()) || inputs.is_empty() {
+    let mut anchored = (recording && !tracked && op.trains_weights()) || inputs.is_empty();
+    if anchored && n_inputs == 3 {
+        // candle has no operation of four inputs: the first one is anchored by itself.
+        let values = inputs[0].apply_op2(anchor, OnTape { op: Anchored, n_inputs: 1 })?;
+        inputs[0] = values.reshape(inputs[0].shape())?;
+        anchored = false;
+    }
+    let mut all: Vec<&Tensor> = inputs.iter().collect();
+    if anchored {
         all.push(anchor);
     }
     let op = OnTape { op, n_inputs };
@@ -114,6 +121,23 @@ fn anchor() -> Result<&'static Tensor> {
     }
     let anchor = Var::zeros((), DType::F32, &Device::Cpu)?.into_inner();
     Ok(ANCHOR.get_or_init(|| anchor))
+}
+
+/// The same values, on the tape.
+struct Anchored;
+
+impl Fused for Anchored {
+    fn name(&self) -> &'static str {
+        "anchored"
+    }
+
+    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
+        Ok((inputs[0].to_vec(), Shape::from(inputs[0].len())))
+    }
+
+    fn backward(&self, _: Pass) -> Result<Vec<Option<Vec<f32>>>> {
+        Ok(Vec::new())
+    }
 }
 
 struct OnTape<O> {

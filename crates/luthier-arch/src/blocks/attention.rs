@@ -7,6 +7,7 @@ use luthier_ops::rope::rope;
 use luthier_ops::{Result, Tensor};
 
 use super::linear::Linear;
+use super::names::{AttentionNames, in_layer};
 use super::norm::{Norm, NormShape};
 use super::pass::Pass;
 use super::stack::Site;
@@ -27,7 +28,7 @@ pub struct AttentionShape {
     pub query_heads: usize,
     /// k.
     pub kv_heads: usize,
-    /// d, even.
+    /// d, even where positions are rotary.
     pub head_dim: usize,
     /// Whether query, key and value projections have a bias.
     pub qkv_bias: bool,
@@ -52,15 +53,6 @@ pub enum Reads {
     Encoder,
 }
 
-impl Reads {
-    fn module(self) -> &'static str {
-        match self {
-            Reads::Own => "self_attn",
-            Reads::Encoder => "cross_attn",
-        }
-    }
-}
-
 impl AttentionShape {
     /// The cross-attention that stands beside this self-attention: the same heads, no window.
     pub fn cross(&self, encoder_width: usize) -> AttentionShape {
@@ -68,18 +60,19 @@ impl AttentionShape {
     }
 
     /// The tensors of layer `layer`.
-    pub fn specs(&self, site: &Site, layer: usize, reads: Reads) -> Vec<TensorSpec> {
+    pub fn specs(&self, site: &Site, layer: usize, reads: Reads, names: &AttentionNames) -> Vec<TensorSpec> {
         let residual = (self.width, Space::Residual);
         let source = (self.source_width, Space::Residual);
         let heads = (self.query_heads * self.head_dim, Space::Heads);
         let kv_heads = (self.kv_heads * self.head_dim, Space::KvHeads);
+        let [query, key, value, output] = names.projections;
         let projections = [
-            ("q_proj", Projection::Query, self.qkv_bias, heads, residual),
-            ("k_proj", Projection::Key, self.qkv_bias, kv_heads, source),
-            ("v_proj", Projection::Value, self.qkv_bias, kv_heads, source),
-            ("o_proj", Projection::Output, self.output_bias, residual, heads),
+            (query, Projection::Query, self.qkv_bias, heads, residual),
+            (key, Projection::Key, self.qkv_bias, kv_heads, source),
+            (value, Projection::Value, self.qkv_bias, kv_heads, source),
+            (output, Projection::Output, self.output_bias, residual, heads),
         ];
-        let module = format!("layers.{layer}.{}", reads.module());
+        let module = in_layer(names.module, layer);
         let mut specs = Vec::new();
         for (name, projection, bias, output, input) in projections {
             let (part, bias_part) = match reads {
@@ -110,18 +103,19 @@ impl AttentionShape {
         site: &Site,
         weights: &WeightSet,
         layer: usize,
-        reads: Reads,
+        names: &AttentionNames,
     ) -> crate::Result<Attention> {
-        let module = site.name(&format!("layers.{layer}.{}", reads.module()));
+        let module = site.name(&in_layer(names.module, layer));
+        let [query, key, value, output] = names.projections;
         let linear = |name: &str, bias: bool| Linear::build(weights, &format!("{module}.{name}"), bias);
         let norm = |name: &str| {
             self.head_norm.map(|norm| norm.build(weights, &format!("{module}.{name}"))).transpose()
         };
         Ok(Attention {
-            query: linear("q_proj", self.qkv_bias)?,
-            key: linear("k_proj", self.qkv_bias)?,
-            value: linear("v_proj", self.qkv_bias)?,
-            output: linear("o_proj", self.output_bias)?,
+            query: linear(query, self.qkv_bias)?,
+            key: linear(key, self.qkv_bias)?,
+            value: linear(value, self.qkv_bias)?,
+            output: linear(output, self.output_bias)?,
             query_norm: norm("q_norm")?,
             key_norm: norm("k_norm")?,
             shape: self.clone(),
@@ -143,8 +137,11 @@ pub struct Attention {
 impl Attention {
     /// Self-attention. x: [b, t, m] -> [b, t, m].
     pub fn own(&self, x_btm: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let q_bthd = rope(&self.queries(x_btm)?, &pass.cos, &pass.sin)?;
-        let k_btkd = rope(&self.keys(x_btm)?, &pass.cos, &pass.sin)?;
+        let turned = |x: Tensor| match &pass.turns {
+            Some((cos, sin)) => rope(&x, cos, sin),
+            None => Ok(x),
+        };
+        let (q_bthd, k_btkd) = (turned(self.queries(x_btm)?)?, turned(self.keys(x_btm)?)?);
         let v_btkd = self.values(x_btm)?;
         let spec = AttentionSpec {
             scale: self.shape.scale,
@@ -153,6 +150,7 @@ impl Attention {
             window: self.shape.window,
             query_offset: pass.query_offset,
             segments: pass.segments.clone(),
+            bias: pass.bias.clone(),
         };
         let o_bthd = match cache {
             Some(cache) => {
@@ -181,6 +179,7 @@ impl Attention {
             window: None,
             query_offset: 0,
             segments: pass.cross_segments.clone(),
+            bias: None,
         };
         let o_bthd = match cache {
             Some(cache) => {

@@ -48,6 +48,7 @@ pub fn build(
         encoder: None,
         decoder: stack,
         head,
+        state_scale: None,
         device: weights.device().clone(),
         weights: weights.into_weights(),
     }))

@@ -10,11 +10,12 @@ use crate::model::Model;
 use crate::weights::WeightSet;
 use crate::{Error, Result};
 
-const ENCODER_EMBEDDING: &str = "model.encoder.embed_tokens.weight";
-const DECODER_EMBEDDING: &str = "model.decoder.embed_tokens.weight";
-
 /// Sizes and rules of both stacks and what joins them.
 pub struct EncoderDecoderShape {
+    /// In front of the names of encoder and decoder.
+    pub prefixes: [&'static str; 2],
+    /// The one embedding of both stacks, where it stands outside of them; else each has its own.
+    pub shared_embedding: Option<&'static str>,
     /// Reads the input.
     pub encoder: StackShape,
     /// Writes the output.
@@ -23,6 +24,8 @@ pub struct EncoderDecoderShape {
     pub head: &'static str,
     /// Whether the head is the decoder's embedding.
     pub tied_head: bool,
+    /// On the decoder's states before the head.
+    pub state_scale: Option<f64>,
     /// Whether the encoder's embedding is the decoder's.
     pub tied_embeddings: bool,
     /// Whether files that are written carry a tied encoder embedding a second time.
@@ -55,19 +58,41 @@ impl EncoderDecoderShape {
         Ok(())
     }
 
+    fn sites(&self) -> [Site; 2] {
+        let [encoder, decoder] = self.prefixes.map(str::to_string);
+        [
+            Site { prefix: encoder, ..Site::encoder() },
+            Site { prefix: decoder, ..Site::decoder(self.encoder.width) },
+        ]
+    }
+
     /// All weights, the encoder's first.
     pub fn layout(&self) -> Layout {
-        let mut tensors = self.encoder.specs(&Site::encoder());
+        let [encoder_site, decoder_site] = self.sites();
+        let encoder_embedding = encoder_site.name(self.encoder.names.embedding);
+        let mut decoder_embedding = decoder_site.name(self.decoder.names.embedding);
+        let mut tensors = self.encoder.specs(&encoder_site);
+        let mut decoder_tensors = self.decoder.specs(&decoder_site);
         let mut ties = Vec::new();
-        if self.tied_embeddings {
-            tensors.retain(|tensor| tensor.name != ENCODER_EMBEDDING);
-            let (name, target) = (ENCODER_EMBEDDING.to_string(), DECODER_EMBEDDING.to_string());
-            ties.push(Tie { name, target, written: self.writes_tied_embedding });
+        let mut tie = |name: &str, target: &str, written: bool| {
+            ties.push(Tie { name: name.to_string(), target: target.to_string(), written });
+        };
+        if let Some(shared) = self.shared_embedding {
+            tie(&encoder_embedding, shared, false);
+            tie(&decoder_embedding, shared, false);
+            if let Some(spec) = decoder_tensors.iter_mut().find(|spec| spec.name == decoder_embedding) {
+                spec.name = shared.to_string();
+            }
+            decoder_embedding = shared.to_string();
+        } else if self.tied_embeddings {
+            tie(&encoder_embedding, &decoder_embedding, self.writes_tied_embedding);
         }
-        tensors.extend(self.decoder.specs(&Site::decoder(self.encoder.width)));
+        if self.tied_embeddings || self.shared_embedding.is_some() {
+            tensors.retain(|tensor| tensor.name != encoder_embedding);
+        }
+        tensors.extend(decoder_tensors);
         if self.tied_head {
-            let (name, target) = (self.head.to_string(), DECODER_EMBEDDING.to_string());
-            ties.push(Tie { name, target, written: false });
+            tie(self.head, &decoder_embedding, false);
         } else {
             tensors.push(head_spec(self.head, &self.decoder));
         }
@@ -76,15 +101,18 @@ impl EncoderDecoderShape {
 
     /// The model that runs.
     pub fn build(&self, config: &Map<String, Value>, weights: WeightSet) -> Result<Box<dyn Model>> {
-        let decoder = self.decoder.build(&Site::decoder(self.encoder.width), &weights, None)?;
-        let shared = self.tied_embeddings.then(|| decoder.embedding().clone());
-        let encoder = self.encoder.build(&Site::encoder(), &weights, shared)?;
+        let [encoder_site, decoder_site] = self.sites();
+        let shared = self.shared_embedding.map(|name| weights.get(name)).transpose()?;
+        let decoder = self.decoder.build(&decoder_site, &weights, shared.clone())?;
+        let shared = shared.or_else(|| self.tied_embeddings.then(|| decoder.embedding().clone()));
+        let encoder = self.encoder.build(&encoder_site, &weights, shared)?;
         let head = if self.tied_head { decoder.embedding().clone() } else { weights.get(self.head)? };
         Ok(Box::new(RunningModel {
             config: config.clone(),
             encoder: Some(RunningEncoder { stack: encoder, decoder_start_token: self.decoder_start_token }),
             decoder,
             head,
+            state_scale: self.state_scale,
             device: weights.device().clone(),
             weights: weights.into_weights(),
         }))

@@ -1,10 +1,11 @@
-//! The gated feed-forward block: `down(act(gate(x)) * up(x))` (arXiv:2002.05202).
+//! The feed-forward block: gated, `down(act(gate(x)) * up(x))` (arXiv:2002.05202), or plain, `down(act(up(x)))`.
 
 use luthier_checkpoint::layout::{Part, Space, TensorSpec};
-use luthier_ops::activation::{Activation, gated};
+use luthier_ops::activation::{Activation, gated, plain};
 use luthier_ops::{Result, Tensor};
 
 use super::linear::Linear;
+use super::names::{FeedForwardNames, in_layer};
 use super::stack::Site;
 use crate::Error;
 use crate::config::Keys;
@@ -19,24 +20,30 @@ pub struct FeedForwardShape {
     pub width: usize,
     /// f.
     pub inner: usize,
-    /// Whether all three projections have a bias.
+    /// Whether all projections have a bias.
     pub bias: bool,
-    /// On the gate.
+    /// Whether there is a gate.
+    pub gated: bool,
+    /// On the gate, or on what goes up where there is none.
     pub activation: Activation,
 }
 
 impl FeedForwardShape {
     /// The tensors of layer `layer`.
-    pub fn specs(&self, site: &Site, layer: usize) -> Vec<TensorSpec> {
+    pub fn specs(&self, site: &Site, layer: usize, names: &FeedForwardNames) -> Vec<TensorSpec> {
         let (m, f) = ((self.width, Space::Residual), (self.inner, Space::Ffn));
+        let [gate, up, down] = names.projections;
         let projections = [
-            ("gate_proj", Part::Gate, Part::GateBias, f, m),
-            ("up_proj", Part::Up, Part::UpBias, f, m),
-            ("down_proj", Part::Down, Part::DownBias, m, f),
+            (gate, Part::Gate, Part::GateBias, f, m),
+            (up, Part::Up, Part::UpBias, f, m),
+            (down, Part::Down, Part::DownBias, m, f),
         ];
         let mut specs = Vec::new();
         for (name, part, bias_part, output, input) in projections {
-            let module = format!("layers.{layer}.mlp.{name}");
+            if part == Part::Gate && !self.gated {
+                continue;
+            }
+            let module = format!("{}.{name}", in_layer(names.module, layer));
             specs.push(site.spec(&format!("{module}.weight"), Some(layer), part, &[output, input]));
             if self.bias {
                 specs.push(site.spec(&format!("{module}.bias"), Some(layer), bias_part, &[output]));
@@ -46,13 +53,20 @@ impl FeedForwardShape {
     }
 
     /// The block of layer `layer`.
-    pub fn build(&self, site: &Site, weights: &WeightSet, layer: usize) -> crate::Result<FeedForward> {
-        let linear =
-            |name: &str| Linear::build(weights, &site.name(&format!("layers.{layer}.mlp.{name}")), self.bias);
+    pub fn build(
+        &self,
+        site: &Site,
+        weights: &WeightSet,
+        layer: usize,
+        names: &FeedForwardNames,
+    ) -> crate::Result<FeedForward> {
+        let module = site.name(&in_layer(names.module, layer));
+        let linear = |name: &str| Linear::build(weights, &format!("{module}.{name}"), self.bias);
+        let [gate, up, down] = names.projections;
         Ok(FeedForward {
-            gate: linear("gate_proj")?,
-            up: linear("up_proj")?,
-            down: linear("down_proj")?,
+            gate: if self.gated { Some(linear(gate)?) } else { None },
+            up: linear(up)?,
+            down: linear(down)?,
             activation: self.activation,
         })
     }
@@ -60,7 +74,7 @@ impl FeedForwardShape {
 
 /// A feed-forward block that runs.
 pub struct FeedForward {
-    gate: Linear,
+    gate: Option<Linear>,
     up: Linear,
     down: Linear,
     activation: Activation,
@@ -69,21 +83,31 @@ pub struct FeedForward {
 impl FeedForward {
     /// x: [b, t, m] -> [b, t, m].
     pub fn forward(&self, x_btm: &Tensor) -> Result<Tensor> {
-        let (gate_btf, up_btf) = (self.gate.forward(x_btm)?, self.up.forward(x_btm)?);
-        self.down.forward(&gated(&gate_btf, &up_btf, self.activation)?)
+        let up_btf = self.up.forward(x_btm)?;
+        let inner_btf = match &self.gate {
+            Some(gate) => gated(&gate.forward(x_btm)?, &up_btf, self.activation)?,
+            None => plain(&up_btf, self.activation)?,
+        };
+        self.down.forward(&inner_btf)
     }
 }
 
 /// The activation that config key `key` names.
 pub fn activation(keys: &Keys, key: &'static str, default: &str) -> crate::Result<Activation> {
-    match keys.optional_text(key)?.unwrap_or(default) {
-        "silu" | "swish" => Ok(Activation::Silu),
-        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-        "gelu" => Ok(Activation::Gelu),
-        "relu" => Ok(Activation::Relu),
-        other => {
-            let what = format!("expected silu, gelu_pytorch_tanh, gelu or relu, found {other:?}");
-            Err(Error::config(keys.name(key), what))
-        }
+    let name = keys.optional_text(key)?.unwrap_or(default);
+    activation_called(name).ok_or_else(|| {
+        let what = format!("expected silu, gelu_pytorch_tanh, gelu or relu, found {name:?}");
+        Error::config(keys.name(key), what)
+    })
+}
+
+/// The activation of that name, as configs spell it.
+pub fn activation_called(name: &str) -> Option<Activation> {
+    match name {
+        "silu" | "swish" => Some(Activation::Silu),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
+        "gelu" => Some(Activation::Gelu),
+        "relu" => Some(Activation::Relu),
+        _ => None,
     }
 }

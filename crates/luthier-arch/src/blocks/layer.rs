@@ -7,23 +7,13 @@ use luthier_ops::{Result, Tensor, residual};
 
 use super::attention::{Attention, AttentionShape, Reads};
 use super::feed_forward::{FeedForward, FeedForwardShape};
+use super::names::{StackNames, in_layer};
 use super::norm::{Norm, NormShape};
 use super::pass::Pass;
 use super::stack::Site;
 use crate::weights::WeightSet;
 
 // b batch, t tokens, m model width
-
-/// What the norms around each block are called, inside `layers.{i}.`; the second after the block, where there is one.
-#[derive(Clone, Copy, Debug)]
-pub struct NormNames {
-    /// Around self-attention.
-    pub attention: (&'static str, Option<&'static str>),
-    /// Around cross-attention.
-    pub cross: (&'static str, Option<&'static str>),
-    /// Around the feed-forward block.
-    pub feed_forward: (&'static str, Option<&'static str>),
-}
 
 /// Sizes of one layer.
 #[derive(Clone, Debug)]
@@ -36,21 +26,26 @@ pub struct LayerShape {
 
 impl LayerShape {
     /// The tensors of layer `layer`, in forward order.
-    pub fn specs(&self, site: &Site, layer: usize, norm: &NormShape, names: &NormNames) -> Vec<TensorSpec> {
+    pub fn specs(&self, site: &Site, layer: usize, norm: &NormShape, names: &StackNames) -> Vec<TensorSpec> {
         let norm_spec = |name: &str, part: Part| {
-            norm.spec(site, &format!("layers.{layer}.{name}"), Some(layer), part, self.attention.width)
+            norm.spec(site, &in_layer(name, layer), Some(layer), part, self.attention.width)
         };
-        let mut specs = vec![norm_spec(names.attention.0, Part::SelfAttentionNorm)];
-        specs.extend(self.attention.specs(site, layer, Reads::Own));
-        specs.extend(names.attention.1.map(|name| norm_spec(name, Part::SelfAttentionPostNorm)));
+        let mut specs = vec![norm_spec(names.own.norms.0, Part::SelfAttentionNorm)];
+        specs.extend(self.attention.specs(site, layer, Reads::Own, &names.own));
+        specs.extend(names.own.norms.1.map(|name| norm_spec(name, Part::SelfAttentionPostNorm)));
         if let Some(encoder_width) = site.encoder_width {
-            specs.push(norm_spec(names.cross.0, Part::CrossAttentionNorm));
-            specs.extend(self.attention.cross(encoder_width).specs(site, layer, Reads::Encoder));
-            specs.extend(names.cross.1.map(|name| norm_spec(name, Part::CrossAttentionPostNorm)));
+            specs.push(norm_spec(names.cross.norms.0, Part::CrossAttentionNorm));
+            specs.extend(self.attention.cross(encoder_width).specs(
+                site,
+                layer,
+                Reads::Encoder,
+                &names.cross,
+            ));
+            specs.extend(names.cross.norms.1.map(|name| norm_spec(name, Part::CrossAttentionPostNorm)));
         }
-        specs.push(norm_spec(names.feed_forward.0, Part::FeedForwardNorm));
-        specs.extend(self.feed_forward.specs(site, layer));
-        specs.extend(names.feed_forward.1.map(|name| norm_spec(name, Part::FeedForwardPostNorm)));
+        specs.push(norm_spec(names.feed_forward.norms.0, Part::FeedForwardNorm));
+        specs.extend(self.feed_forward.specs(site, layer, &names.feed_forward));
+        specs.extend(names.feed_forward.norms.1.map(|name| norm_spec(name, Part::FeedForwardPostNorm)));
         specs
     }
 
@@ -61,25 +56,25 @@ impl LayerShape {
         weights: &WeightSet,
         layer: usize,
         norm: &NormShape,
-        names: &NormNames,
+        names: &StackNames,
     ) -> crate::Result<Layer> {
-        let build_norm = |name: &str| norm.build(weights, &site.name(&format!("layers.{layer}.{name}")));
+        let build_norm = |name: &str| norm.build(weights, &site.name(&in_layer(name, layer)));
         let around = |(before, after): (&str, Option<&str>)| -> crate::Result<Around> {
             Ok(Around { before: build_norm(before)?, after: after.map(build_norm).transpose()? })
         };
         let cross = match site.encoder_width {
             Some(width) => {
-                let attention = self.attention.cross(width).build(site, weights, layer, Reads::Encoder)?;
-                Some((around(names.cross)?, attention))
+                let attention = self.attention.cross(width).build(site, weights, layer, &names.cross)?;
+                Some((around(names.cross.norms)?, attention))
             }
             None => None,
         };
         Ok(Layer {
-            attention_norms: around(names.attention)?,
-            attention: self.attention.build(site, weights, layer, Reads::Own)?,
+            attention_norms: around(names.own.norms)?,
+            attention: self.attention.build(site, weights, layer, &names.own)?,
             cross,
-            feed_forward_norms: around(names.feed_forward)?,
-            feed_forward: self.feed_forward.build(site, weights, layer)?,
+            feed_forward_norms: around(names.feed_forward.norms)?,
+            feed_forward: self.feed_forward.build(site, weights, layer, &names.feed_forward)?,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use luthier_ops::Tensor;
+use luthier_ops::attention::RelativeBias;
 
 use crate::model::{Encoded, TokenBatch};
 use crate::{Error, Result};
@@ -18,10 +19,10 @@ pub const PADDING: u32 = u32::MAX;
 /// One pass through a stack.
 #[derive(Clone)]
 pub struct Pass {
-    /// [b or 1, t, d/2].
-    pub cos: Tensor,
-    /// [b or 1, t, d/2].
-    pub sin: Tensor,
+    /// Cosines and sines of rotary positions, [b or 1, t, d/2] each.
+    pub turns: Option<(Tensor, Tensor)>,
+    /// The bias of relative positions.
+    pub bias: Option<RelativeBias>,
     /// Whether tokens see only what stands before them.
     pub causal: bool,
     /// Cached tokens in front of the first query.

@@ -14,6 +14,8 @@ pub(super) struct RunningModel {
     pub(super) encoder: Option<RunningEncoder>,
     pub(super) decoder: Stack,
     pub(super) head: Weight,
+    /// On the states before the head.
+    pub(super) state_scale: Option<f64>,
     pub(super) device: Device,
     pub(super) weights: Vec<Weight>,
 }
@@ -76,7 +78,13 @@ impl Model for RunningModel {
                 "the decoder of an encoder-decoder needs the encoder's states: encode the input first"
             }
             (None, Some(_)) => "a decoder-only model reads no encoder",
-            _ => return self.decoder.forward(tokens, encoded, cache),
+            _ => {
+                let states = self.decoder.forward(tokens, encoded, cache)?;
+                return match self.state_scale {
+                    Some(scale) => Ok((states * scale)?),
+                    None => Ok(states),
+                };
+            }
         };
         Err(Error::Use(what.to_string()))
     }

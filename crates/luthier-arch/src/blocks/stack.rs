@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use luthier_checkpoint::layout::{Part, Role, Space, StackKind, TensorSpec};
-use luthier_ops::attention::KvCache;
+use luthier_ops::attention::{Buckets, KvCache, RelativeBias};
 use luthier_ops::recompute::{recompute, recompute_with};
 use luthier_ops::{Device, Tensor, Weight};
 
-use super::layer::{Layer, LayerCache, LayerShape, NormNames};
+use super::layer::{Layer, LayerCache, LayerShape};
+use super::names::StackNames;
 use super::norm::{Norm, NormShape};
 use super::pass::{self, PADDING, Pass};
 use super::rope::Rope;
@@ -75,6 +76,20 @@ impl Site {
     }
 }
 
+/// How a stack knows the order of its tokens.
+#[derive(Clone, Debug)]
+pub enum Positions {
+    /// Queries and keys are turned.
+    Rotary(Rope),
+    /// Scores have a bias by distance, the same in all layers.
+    Relative {
+        /// Which distances share a number.
+        buckets: Buckets,
+        /// The name of the numbers inside the stack's prefix.
+        name: &'static str,
+    },
+}
+
 /// Sizes and rules of a stack.
 #[derive(Clone, Debug)]
 pub struct StackShape {
@@ -88,10 +103,10 @@ pub struct StackShape {
     pub layers: Vec<LayerShape>,
     /// All norms over the residual stream.
     pub norm: NormShape,
-    /// What the layers' norms are called.
-    pub norm_names: NormNames,
-    /// Positions.
-    pub rope: Rope,
+    /// What its tensors are called.
+    pub names: StackNames,
+    /// How it knows the order of its tokens.
+    pub positions: Positions,
     /// Soft cap of the logits.
     pub logit_softcap: Option<f64>,
     /// `max_position_embeddings`.
@@ -100,6 +115,8 @@ pub struct StackShape {
     pub hidden_token: Option<u32>,
     /// Deviation of freshly drawn weights.
     pub initializer_range: f64,
+    /// Where freshly drawn weights follow T5's rule: the factor on its deviations.
+    pub t5_factor: Option<f64>,
     /// The token whose freshly made embedding is zero.
     pub pad_token: Option<u32>,
 }
@@ -108,11 +125,16 @@ impl StackShape {
     /// The tensors of the stack: embedding, layers, final norm.
     pub fn specs(&self, site: &Site) -> Vec<TensorSpec> {
         let axes = [(self.vocab_size, Space::Vocab), (self.width, Space::Residual)];
-        let mut specs = vec![site.spec("embed_tokens.weight", None, Part::Embedding, &axes)];
-        for (at, layer) in self.layers.iter().enumerate() {
-            specs.extend(layer.specs(site, at, &self.norm, &self.norm_names));
+        let mut specs = vec![site.spec(self.names.embedding, None, Part::Embedding, &axes)];
+        if let Positions::Relative { buckets, name } = &self.positions {
+            let heads = self.layers.first().map_or(0, |layer| layer.attention.query_heads);
+            let axes = [(buckets.count, Space::Buckets), (heads, Space::QueryHeads)];
+            specs.push(site.spec(name, None, Part::RelativeBias, &axes));
         }
-        specs.push(self.norm.spec(site, "norm", None, Part::FinalNorm, self.width));
+        for (at, layer) in self.layers.iter().enumerate() {
+            specs.extend(layer.specs(site, at, &self.norm, &self.names));
+        }
+        specs.push(self.norm.spec(site, self.names.final_norm, None, Part::FinalNorm, self.width));
         specs
     }
 
@@ -120,14 +142,21 @@ impl StackShape {
     pub fn build(&self, site: &Site, weights: &WeightSet, embedding: Option<Weight>) -> Result<Stack> {
         let embedding = match embedding {
             Some(embedding) => embedding,
-            None => weights.get(&site.name("embed_tokens.weight"))?,
+            None => weights.get(&site.name(self.names.embedding))?,
         };
         let layer =
-            |at: usize| self.layers[at].build(site, weights, at, &self.norm, &self.norm_names).map(Arc::new);
+            |at: usize| self.layers[at].build(site, weights, at, &self.norm, &self.names).map(Arc::new);
+        let bias = match &self.positions {
+            Positions::Rotary(_) => None,
+            Positions::Relative { buckets, name } => {
+                Some(RelativeBias { weight: weights.get(&site.name(name))?, buckets: *buckets })
+            }
+        };
         Ok(Stack {
             embedding,
+            bias,
             layers: (0..self.layers.len()).map(layer).collect::<Result<_>>()?,
-            final_norm: self.norm.build(weights, &site.name("norm"))?,
+            final_norm: self.norm.build(weights, &site.name(self.names.final_norm))?,
             shape: self.clone(),
             causal: site.kind == StackKind::Decoder,
             device: weights.device().clone(),
@@ -139,6 +168,7 @@ impl StackShape {
 /// A stack that runs.
 pub struct Stack {
     embedding: Weight,
+    bias: Option<RelativeBias>,
     layers: Vec<Arc<Layer>>,
     final_norm: Norm,
     shape: StackShape,
@@ -203,11 +233,14 @@ impl Stack {
             Some(cache) => cache.extend_segments(tokens, t, offset)?,
             None => tokens.segments.clone(),
         };
-        let (cos, sin) = match &documents {
-            Some(all) => self.shape.rope.tables(&pass::positions(all, rows, t), rows, &self.device)?,
-            None => {
+        let turns = match (&self.shape.positions, &documents) {
+            (Positions::Relative { .. }, _) => None,
+            (Positions::Rotary(rope), Some(all)) => {
+                Some(rope.tables(&pass::positions(all, rows, t), rows, &self.device)?)
+            }
+            (Positions::Rotary(rope), None) => {
                 let positions: Vec<u32> = (offset..offset + t).map(|position| position as u32).collect();
-                self.shape.rope.tables(&positions, 1, &self.device)?
+                Some(rope.tables(&positions, 1, &self.device)?)
             }
         };
         let cross_segments = match encoded {
@@ -215,8 +248,8 @@ impl Stack {
             None => None,
         };
         Ok(Pass {
-            cos,
-            sin,
+            turns,
+            bias: self.bias.clone(),
             causal: self.causal,
             query_offset: offset,
             segments: self.self_segments(tokens, t, documents),

@@ -2,17 +2,18 @@
 
 use super::attention::{AttentionShape, Heads};
 use super::feed_forward::{FeedForwardShape, activation};
-use super::layer::{LayerShape, NormNames};
+use super::layer::LayerShape;
+use super::names::{self, StackNames};
 use super::norm::NormShape;
 use super::rope::Rope;
-use super::stack::StackShape;
+use super::stack::{Positions, StackShape};
 use crate::Result;
 use crate::config::{Keys, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
 
 /// What an architecture says of its stack beside the sizes, which all configs name alike.
 pub struct StackRules {
-    /// What the layers' norms are called.
-    pub norm_names: NormNames,
+    /// What its tensors are called.
+    pub names: StackNames,
     /// Added to norm weights.
     pub norm_offset: f64,
     /// Key heads where the config does not say; none: as many as query heads.
@@ -47,11 +48,7 @@ impl StackRules {
     /// Llama's without biases.
     pub fn llama(keys: &Keys) -> Result<StackRules> {
         Ok(StackRules {
-            norm_names: NormNames {
-                attention: ("input_layernorm", None),
-                cross: ("cross_attn_layernorm", None),
-                feed_forward: ("post_attention_layernorm", None),
-            },
+            names: names::LLAMA,
             norm_offset: 0.0,
             default_kv_heads: None,
             default_head_dim: None,
@@ -70,7 +67,7 @@ impl StackRules {
     }
 
     /// Gemma 2's, which T5Gemma's stacks share but for the names of norms.
-    pub fn gemma2(keys: &Keys, norm_names: NormNames) -> Result<StackRules> {
+    pub fn gemma2(keys: &Keys, names: StackNames) -> Result<StackRules> {
         let attention_bias = keys.flag_or("attention_bias", false)?;
         // Absent means the default, null means none.
         let softcap = |key: &'static str, default: f64| match keys.map().contains_key(key) {
@@ -78,7 +75,7 @@ impl StackRules {
             false => Ok(Some(default)),
         };
         Ok(StackRules {
-            norm_names,
+            names,
             norm_offset: 1.0,
             default_kv_heads: Some(4),
             default_head_dim: Some(256),
@@ -125,6 +122,7 @@ impl StackRules {
             width,
             inner: keys.size("intermediate_size", MAX_WIDTH)?,
             bias: self.feed_forward_bias,
+            gated: true,
             activation: activation(keys, activation_key, default_activation)?,
         };
         let layers =
@@ -143,12 +141,13 @@ impl StackRules {
             },
             layers: layers.collect(),
             norm,
-            norm_names: self.norm_names,
-            rope: Rope::read(keys, heads.width, context_length, 10_000.0)?,
+            names: self.names,
+            positions: Positions::Rotary(Rope::read(keys, heads.width, context_length, 10_000.0)?),
             logit_softcap: self.logit_softcap,
             context_length,
             hidden_token: None,
             initializer_range: keys.number_or("initializer_range", 0.02)?,
+            t5_factor: None,
             pad_token: self.pad_token,
         })
     }

@@ -29,6 +29,7 @@ pub fn name_of(role: Role) -> Option<String> {
         UpBias => "ffn_up.bias".to_string(),
         DownBias => "ffn_down.bias".to_string(),
         Embedding
+        | RelativeBias
         | Head
         | FinalNorm
         | CrossAttention(_)

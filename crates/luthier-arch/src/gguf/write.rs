@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::rope_factors::factors;
 use super::{CONFIG_KEY, Transform, name_of};
-use crate::blocks::stack::StackShape;
+use crate::blocks::stack::{Positions, StackShape};
 use crate::config::Keys;
 use crate::table::{self, ModelShape};
 use crate::{Error, Result};
@@ -185,7 +185,8 @@ fn scaling(keys: &Keys, set: &mut impl FnMut(&str, GgufValue)) -> Result<()> {
 
 fn rope_factors(keys: &Keys, stack: &StackShape) -> Result<Option<Vec<f32>>> {
     let (_, kind) = rope_keys(keys)?;
-    Ok(matches!(kind, "llama3" | "longrope").then(|| factors(&stack.rope, theta(keys).unwrap_or(10_000.0))))
+    let Positions::Rotary(rope) = &stack.positions else { return Ok(None) };
+    Ok(matches!(kind, "llama3" | "longrope").then(|| factors(rope, theta(keys).unwrap_or(10_000.0))))
 }
 
 fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackShape) -> Result<()> {

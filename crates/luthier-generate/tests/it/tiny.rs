@@ -130,6 +130,7 @@ impl Model for Tiny {
             window: None,
             query_offset,
             segments: None,
+            bias: None,
         };
         cache.layers[0].append(&self.heads(&x, &self.key_mm)?, &self.heads(&x, &self.value_mm)?)?;
         let q = self.heads(&x, &self.query_mm)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_ops::activation::{Activation, gated};
-use luthier_ops::attention::{AttentionSpec, KvCache, attention, attention_cached};
+use luthier_ops::attention::{AttentionSpec, Buckets, KvCache, RelativeBias, attention, attention_cached};
 use luthier_ops::cross_entropy::{Targets, Teaching, project, projected_cross_entropy};
 use luthier_ops::embedding::embedding;
 use luthier_ops::linear::linear;
@@ -42,6 +42,7 @@ proptest! {
     fn attention_matches_its_reference(
         b in 1usize..3, t in 1usize..150, more_keys in 0usize..150, kv in 1usize..4, group in 1usize..4,
         d in 1usize..5, causal: bool, window in prop::option::of(1usize..80), capped: bool, documents in 0u32..4,
+        biased: bool, bidirectional: bool, max_distance in 9usize..90,
     ) {
         let (s, h, d) = (t + more_keys, kv * group, d * 6);
         // Two documents a row, interleaved lengths, and some padding keys.
@@ -53,14 +54,21 @@ proptest! {
         };
         let spec = AttentionSpec {
             scale: 0.4,
-            softcap: capped.then_some(1.5),
+            softcap: (capped && !biased).then_some(1.5),
             causal,
             window,
             query_offset: if causal { s - t } else { 0 },
             segments: (documents > 0).then(|| (Arc::new(docs(t, false)), Arc::new(docs(s, true)))),
+            bias: None,
         };
+        let buckets = Buckets { count: 12, max_distance, bidirectional };
         let inputs = [tensor(&[b, t, h, d], 1), tensor(&[b, s, kv, d], 2), tensor(&[b, s, kv, d], 3)];
-        same_as_reference(&|x, _| attention(&x[0], &x[1], &x[2], &spec), &inputs, &[]);
+        let weights: Vec<Weight> = biased.then(|| weight("bias", &[12, h], 4)).into_iter().collect();
+        let op = |x: &[Tensor], w: &[Weight]| {
+            let bias = w.first().map(|weight| RelativeBias { weight: weight.clone(), buckets });
+            attention(&x[0], &x[1], &x[2], &AttentionSpec { bias, ..spec.clone() })
+        };
+        same_as_reference(&op, &inputs, &weights);
     }
 
     #[test]
@@ -103,12 +111,16 @@ proptest! {
     #[test]
     fn cached_attention_continues_what_a_whole_pass_computes(
         b in 1usize..3, first in 1usize..70, steps in 1usize..6, kv in 1usize..3, group in 1usize..4,
-        window in prop::option::of(1usize..30),
+        window in prop::option::of(1usize..30), biased: bool,
     ) {
         let (d, t) = (8, first + steps);
         let all = [tensor(&[b, t, kv * group, d], 1), tensor(&[b, t, kv, d], 2), tensor(&[b, t, kv, d], 3)];
         let mut spec = AttentionSpec {
             scale: 0.3, softcap: None, causal: true, window, query_offset: 0, segments: None,
+            bias: biased.then(|| RelativeBias {
+                weight: weight("bias", &[8, kv * group], 4),
+                buckets: Buckets { count: 8, max_distance: 20, bidirectional: false },
+            }),
         };
         let whole = attention(&all[0], &all[1], &all[2], &spec).unwrap();
         let mut cache = KvCache::new();
@@ -250,6 +262,7 @@ fn gradients_match_finite_differences() {
         window: Some(4),
         query_offset: 0,
         segments: None,
+        bias: None,
     };
     let inputs = [tensor(&[2, 9, 4, 6], 1), tensor(&[2, 9, 2, 6], 2), tensor(&[2, 9, 2, 6], 3)];
     matches_differences(&|x, _| attention(&x[0], &x[1], &x[2], &spec), &inputs, &[]);
@@ -280,6 +293,7 @@ fn nan_reaches_the_output_of_attention() {
         window: None,
         query_offset: 0,
         segments: None,
+        bias: None,
     };
     let y = attention(&q, &k, &k, &spec).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(y.iter().all(|value| value.is_nan()));
