@@ -261,6 +261,7 @@ impl Recipe {
     pub fn resolved(mut self) -> Result<Recipe> {
         self.check_data()?;
         self.check_lengths()?;
+        self.check_out()?;
         self.check_optimizer()?;
         self.check_schedule()?;
         self.resolve_objective()?;

@@ -26,6 +26,17 @@ impl Recipe {
         Ok(())
     }
 
+    pub(super) fn check_out(&self) -> Result<()> {
+        if self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+            let what = format!(
+                "{}: a run is a folder; take another name, and convert the trained folder to GGUF afterwards",
+                self.out.display()
+            );
+            return Err(Error::recipe("out", what));
+        }
+        Ok(())
+    }
+
     pub(super) fn check_lengths(&self) -> Result<()> {
         at_least("sequence_length", self.sequence_length, 2)?;
         at_least("batch_size", self.batch_size, 1)?;

@@ -19,6 +19,7 @@ fn refused(changes: Value, wanted: &str) {
 #[test]
 fn recipes_that_make_no_sense() {
     refused(json!({"steps": null}), "recipe key steps: missing");
+    refused(json!({"out": "x.gguf"}), "a run is a folder");
     refused(json!({"tokens": 100}), "recipe key tokens: stands beside steps");
     refused(
         json!({"gradient_accumulation": 3}),
