@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::{Error, Result};
+use crate::{Error, Result, folder};
 
 static NEXT_NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -258,9 +258,17 @@ fn resolved(path: &Path) -> PathBuf {
     path.to_path_buf()
 }
 
+/// An input in several files (a split GGUF model, weights beside their config) is safe as a whole.
 fn refuse_near_inputs(target: &Path, inputs: &[&Path]) -> Result<()> {
     let real_target = resolved(target);
+    let mut files = Vec::with_capacity(inputs.len());
     for input in inputs {
+        files.push(input.to_path_buf());
+        if input.is_file() {
+            files.extend(folder::model_files(input)?);
+        }
+    }
+    for input in &files {
         let Ok(real_input) = input.canonicalize() else { continue };
         let relation = if real_target == real_input {
             "is"

@@ -121,6 +121,10 @@ fn all_parts_of_a_split_file_are_one_model() {
     assert_eq!(parent.files.len(), 2);
     let refused = Gguf::open(&second).err().unwrap().to_string();
     assert!(refused.contains("give the first one: m-00001-of-00002.gguf"), "{refused}");
+    for part in [&first, &second] {
+        let refused = luthier_checkpoint::Output::file(part, true, &[&first]).err().unwrap().to_string();
+        assert!(refused.contains("the output is the input"), "{refused}");
+    }
 }
 
 #[test]
