@@ -20,7 +20,7 @@ use crate::session::{Report, Session};
 pub(super) struct Adapt {
     /// The parent of both sides
     model: String,
-    /// The folder to write
+    /// The folder or .gguf file to write
     out: PathBuf,
     /// Another parent for the encoder
     #[arg(long, value_name = "MODEL2")]
