@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::blocks::names::{self, AttentionNames, FeedForwardNames, StackNames};
+use crate::blocks::names;
 use crate::blocks::stack::{Site, StackShape};
 use crate::blocks::stack_rules::StackRules;
 use crate::blocks::window::alternating_windows;
@@ -31,28 +31,12 @@ pub const ARCHITECTURE: Architecture = Architecture {
     }),
 };
 
-const NAMES: StackNames = StackNames {
-    own: AttentionNames {
-        norms: ("layers.{i}.input_layernorm", Some("layers.{i}.post_attention_layernorm")),
-        ..names::LLAMA.own
-    },
-    cross: AttentionNames {
-        norms: ("layers.{i}.pre_cross_attn_layernorm", Some("layers.{i}.post_cross_attn_layernorm")),
-        ..names::LLAMA.cross
-    },
-    feed_forward: FeedForwardNames {
-        norms: ("layers.{i}.pre_feedforward_layernorm", Some("layers.{i}.post_feedforward_layernorm")),
-        ..names::LLAMA.feed_forward
-    },
-    ..names::LLAMA
-};
-
 fn stack(keys: &Keys, site: &Site) -> Result<StackShape> {
     if keys.flag_or("use_bidirectional_attention", false)? {
         let what = "true, but this architecture is read as a causal decoder only";
         return Err(Error::config(keys.name("use_bidirectional_attention"), what));
     }
-    let rules = StackRules::gemma2(keys, NAMES)?;
+    let rules = StackRules::gemma2(keys, names::GEMMA2)?;
     rules.read(keys, |n_layers| alternating_windows(keys, site, n_layers))
 }
 

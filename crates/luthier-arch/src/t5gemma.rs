@@ -7,7 +7,7 @@
 //! embeddings; with `tie_encoder_embeddings`, a key of ours, they are one and are written twice.
 
 use crate::blocks::encoder_decoder::EncoderDecoderShape;
-use crate::blocks::names::{self, AttentionNames, FeedForwardNames, StackNames};
+use crate::blocks::names::{self, AttentionNames, StackNames};
 use crate::blocks::stack::{Site, StackShape};
 use crate::blocks::stack_rules::StackRules;
 use crate::blocks::window::alternating_windows;
@@ -22,17 +22,9 @@ pub const ARCHITECTURE: Architecture =
 const NAMES: StackNames = StackNames {
     own: AttentionNames {
         norms: ("layers.{i}.pre_self_attn_layernorm", Some("layers.{i}.post_self_attn_layernorm")),
-        ..names::LLAMA.own
+        ..names::GEMMA2.own
     },
-    cross: AttentionNames {
-        norms: ("layers.{i}.pre_cross_attn_layernorm", Some("layers.{i}.post_cross_attn_layernorm")),
-        ..names::LLAMA.cross
-    },
-    feed_forward: FeedForwardNames {
-        norms: ("layers.{i}.pre_feedforward_layernorm", Some("layers.{i}.post_feedforward_layernorm")),
-        ..names::LLAMA.feed_forward
-    },
-    ..names::LLAMA
+    ..names::GEMMA2
 };
 
 fn shape(keys: &Keys) -> Result<ModelShape> {

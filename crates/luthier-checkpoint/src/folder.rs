@@ -11,8 +11,8 @@ use crate::safetensors::{SafetensorsFile, ShardedTensors};
 use crate::torch::TorchFile;
 use crate::{Checkpoint, Error, Result, TensorSource};
 
-/// Small files that travel with the weights, by name.
-const SIDE_FILES: &[&str] = &[
+/// Small files that hold a tokenizer or a part of one, by name.
+pub const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
@@ -23,6 +23,10 @@ const SIDE_FILES: &[&str] = &[
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+];
+
+/// Other small files that travel with the weights, by name.
+const SIDE_FILES: &[&str] = &[
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -132,7 +136,9 @@ pub(crate) fn is_side_file(name: &str) -> bool {
     let template = |(folder, name): (&str, &str)| {
         folder == MORE_TEMPLATES && name.ends_with(".jinja") && !name.contains(['/', '\\'])
     };
-    SIDE_FILES.contains(&name) || name.split_once('/').is_some_and(template)
+    TOKENIZER_FILES.contains(&name)
+        || SIDE_FILES.contains(&name)
+        || name.split_once('/').is_some_and(template)
 }
 
 /// The files that hold a folder's weights.
@@ -168,8 +174,12 @@ fn open_weights(place: &Path) -> Result<Arc<dyn TensorSource>> {
 }
 
 fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths: Vec<PathBuf> =
-        SIDE_FILES.iter().map(|name| place.join(name)).filter(|path| path.is_file()).collect();
+    let mut paths: Vec<PathBuf> = TOKENIZER_FILES
+        .iter()
+        .chain(SIDE_FILES)
+        .map(|name| place.join(name))
+        .filter(|path| path.is_file())
+        .collect();
     let more = place.join(MORE_TEMPLATES);
     if more.is_dir() {
         let mut templates = Vec::new();

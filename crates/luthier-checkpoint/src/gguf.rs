@@ -15,5 +15,10 @@ pub use side_files::{side_file_metadata, side_files};
 pub use value::{GgufArray, GgufValue};
 pub use write::GgufWriter;
 
+/// Whether an output of that name is to be a GGUF file.
+pub fn is_gguf_name(path: &std::path::Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+}
+
 /// Where tensors start unless `general.alignment` says otherwise, in bytes.
 pub const DEFAULT_ALIGNMENT: usize = 32;

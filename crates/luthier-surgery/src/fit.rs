@@ -54,12 +54,15 @@ pub(crate) fn same_vocabulary(encoder: (&Input, &Layout), decoder: (&Input, &Lay
     let (Some(a), Some(b)) = (tokenizer(&encoder.0.checkpoint)?, tokenizer(&decoder.0.checkpoint)?) else {
         return Ok(());
     };
-    for id in 0..a.vocab_size().max(b.vocab_size()) as u32 {
-        if a.token(id) != b.token(id) {
-            let spelled =
-                |token: Option<String>| token.map_or("none".to_string(), |token| format!("{token:?}"));
-            return Err(refused(&format!("token {id}"), spelled(a.token(id)), spelled(b.token(id))));
-        }
+    match first_token_difference(&a, &b) {
+        Some((id, [a, b])) => Err(refused(&format!("token {id}"), a, b)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The first token that two tokenizers spell differently, and how each does.
+pub(crate) fn first_token_difference(a: &Tokenizer, b: &Tokenizer) -> Option<(u32, [String; 2])> {
+    let spelled = |token: Option<String>| token.map_or("none".to_string(), |token| format!("{token:?}"));
+    let id = (0..a.vocab_size().max(b.vocab_size()) as u32).find(|&id| a.token(id) != b.token(id))?;
+    Some((id, [a, b].map(|tokenizer| spelled(tokenizer.token(id)))))
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
 use luthier_arch::{LoadOptions, Model};
+use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
 use luthier_checkpoint::{Checkpoint, Output, SideFile, folder};
 use luthier_surgery::Input;
@@ -181,14 +182,14 @@ pub fn input(model: &str) -> anyhow::Result<Input> {
 /// Refuses a place that no output can go to, before any work: one that exists, without `force`; an input; and with `force`
 /// anything but a model, for it is no leave to lose a folder of other files.
 pub fn check_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
-    let to_file = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let to_file = is_gguf_name(out);
     let places: Vec<&Path> = inputs.iter().map(|input| input.checkpoint.place.as_path()).collect();
     Output::check(out, !to_file, force, &places)?;
     check_replaceable(out)
 }
 
 fn check_replaceable(out: &Path) -> anyhow::Result<()> {
-    let to_file = out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let to_file = is_gguf_name(out);
     if out.is_file() && !to_file {
         bail!("{}: is a file; wanted a place for a folder", out.display());
     }

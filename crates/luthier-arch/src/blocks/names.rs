@@ -60,6 +60,23 @@ pub const LLAMA: StackNames = StackNames {
     final_norm: "norm",
 };
 
+/// Gemma 2's: a second norm behind each block.
+pub const GEMMA2: StackNames = StackNames {
+    own: AttentionNames {
+        norms: ("layers.{i}.input_layernorm", Some("layers.{i}.post_attention_layernorm")),
+        ..LLAMA.own
+    },
+    cross: AttentionNames {
+        norms: ("layers.{i}.pre_cross_attn_layernorm", Some("layers.{i}.post_cross_attn_layernorm")),
+        ..LLAMA.cross
+    },
+    feed_forward: FeedForwardNames {
+        norms: ("layers.{i}.pre_feedforward_layernorm", Some("layers.{i}.post_feedforward_layernorm")),
+        ..LLAMA.feed_forward
+    },
+    ..LLAMA
+};
+
 /// A name in layer `layer`.
 pub fn in_layer(name: &str, layer: usize) -> String {
     name.replace("{i}", &layer.to_string())

@@ -17,6 +17,7 @@ mod source;
 use std::path::Path;
 use std::sync::Arc;
 
+use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::layout::{Layout, Part, StackKind};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSource};
 use serde::Serialize;
@@ -25,7 +26,6 @@ use serde_json::{Map, Value, json};
 use self::fill::{Fill, Parent, fills};
 use self::source::{Adapted, Silenced};
 use crate::convert::gguf::{planned_model, write_model};
-use crate::convert::is_gguf;
 use crate::plan::Plan;
 use crate::view::{Cast, find, folder_type};
 use crate::writing::{Job, Origin, write_folder};
@@ -69,7 +69,7 @@ pub fn plan(encoder: &Input, decoder: &Input, out: &Path, options: &Options) -> 
         Fill::Fresh => FRESH.to_string(),
     });
     let from: Vec<String> = from.collect();
-    if !is_gguf(out) {
+    if !is_gguf_name(out) {
         return Ok(Plan::new(prepared.adapted.infos(), from, prepared.notes.clone()));
     }
     let model = Checkpoint {
@@ -114,7 +114,7 @@ pub fn run(encoder: &Input, decoder: &Input, out: &Path, options: &Options) -> R
         difference = check::decoder_equals_parent(made, silenced, &parent)?;
         Ok(Map::from_iter([("silenced_max_abs_difference".to_string(), json!(difference))]))
     };
-    if is_gguf(out) {
+    if is_gguf_name(out) {
         let measurements = check(&model)?;
         write_model(&model, None, out, options.force, job, measurements)?;
     } else {

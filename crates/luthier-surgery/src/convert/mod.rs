@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::{Checkpoint, Dtype, LedgerSummary, TensorInfo, TensorSource};
 use serde::Serialize;
 use serde_json::{Map, json};
@@ -51,7 +52,7 @@ pub struct Report {
 /// What `run` would write, from headers alone.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
     let notes = check(input, out, options)?;
-    if is_gguf(out) {
+    if is_gguf_name(out) {
         let (infos, origins) = gguf::planned(input, options)?;
         return Ok(Plan::new(&infos, origins.iter().map(Origin::describe).collect(), notes));
     }
@@ -64,17 +65,13 @@ pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     let notes = check(input, out, options)?;
     let summary =
-        if is_gguf(out) { gguf::write(input, out, options)? } else { to_folder(input, out, options)? };
+        if is_gguf_name(out) { gguf::write(input, out, options)? } else { to_folder(input, out, options)? };
     Ok(Report {
         tensors: summary.output_tensors,
         copied_tensors: summary.copied,
         changed_tensors: summary.changed,
         notes,
     })
-}
-
-pub(crate) fn is_gguf(out: &Path) -> bool {
-    out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
 }
 
 /// What is refused before a weight is read, and what to know.
@@ -86,7 +83,7 @@ fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
     }
     let mut notes = Vec::new();
     // Configs of 2019 do not say what model they are.
-    if !input.checkpoint.config.contains_key("model_type") && !is_gguf(out) {
+    if !input.checkpoint.config.contains_key("model_type") && !is_gguf_name(out) {
         notes.push(
             "config.json names no model_type: weights are not compared with it, and other verbs need that key"
                 .to_string(),
@@ -94,7 +91,7 @@ fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
         return Ok(notes);
     }
     match fit::checked_layout(&input.checkpoint) {
-        Ok(_) if is_gguf(out) => {
+        Ok(_) if is_gguf_name(out) => {
             if let Some(window) = luthier_arch::gguf::ignored_window(&input.checkpoint.config)? {
                 notes.push(format!(
                     "config key sliding_window: llama.cpp does not apply it to this architecture and computes something \

@@ -3,24 +3,12 @@
 use std::collections::HashMap;
 
 use luthier_checkpoint::SideFile;
+use luthier_checkpoint::folder::TOKENIZER_FILES;
 
 use super::recipe::Recipe;
 use crate::{Error, Input, Result, fit};
 
-/// Side files that belong to a tokenizer.
-const TOKENIZER_FILES: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-];
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// The side files of the result: the first model's, with the tokenizer that the recipe names.
 pub(crate) fn side_files(
@@ -60,7 +48,8 @@ pub(crate) fn side_files(
             ))
         })?,
     };
-    let is_tokenizer = |file: &SideFile| TOKENIZER_FILES.contains(&file.name.as_str());
+    let is_tokenizer =
+        |file: &SideFile| TOKENIZER_FILES.contains(&file.name.as_str()) || file.name == CHAT_TEMPLATE;
     let mut files: Vec<SideFile> = inputs[0].checkpoint.side_files.clone();
     if donor != 0 {
         files.retain(|file| !is_tokenizer(file));
@@ -69,9 +58,9 @@ pub(crate) fn side_files(
     match recipe.chat_template.as_deref() {
         None | Some("auto") => {}
         Some(template) if template.contains('{') => {
-            files.retain(|file| file.name != "chat_template.jinja");
+            files.retain(|file| file.name != CHAT_TEMPLATE);
             let bytes = template.as_bytes().to_vec();
-            files.push(SideFile { name: "chat_template.jinja".to_string(), bytes });
+            files.push(SideFile { name: CHAT_TEMPLATE.to_string(), bytes });
         }
         Some(name) => {
             return Err(Error::Use(format!(
@@ -87,18 +76,9 @@ fn difference(inputs: &[Input]) -> Result<Option<String>> {
     let Some(first) = fit::tokenizer(&inputs[0].checkpoint)? else { return Ok(None) };
     for input in &inputs[1..] {
         let Some(other) = fit::tokenizer(&input.checkpoint)? else { continue };
-        for id in 0..first.vocab_size().max(other.vocab_size()) as u32 {
-            if first.token(id) != other.token(id) {
-                let spelled =
-                    |token: Option<String>| token.map_or("none".to_string(), |token| format!("{token:?}"));
-                return Ok(Some(format!(
-                    "token {id} is {} in {} and {} in {}",
-                    spelled(first.token(id)),
-                    inputs[0].label,
-                    spelled(other.token(id)),
-                    input.label
-                )));
-            }
+        if let Some((id, [a, b])) = fit::first_token_difference(&first, &other) {
+            let (label, other) = (&inputs[0].label, &input.label);
+            return Ok(Some(format!("token {id} is {a} in {label} and {b} in {other}")));
         }
     }
     Ok(None)

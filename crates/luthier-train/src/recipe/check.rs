@@ -1,5 +1,7 @@
 //! Whether a recipe's values make sense, alone and beside each other.
 
+use luthier_checkpoint::gguf::is_gguf_name;
+
 use super::{
     DecayShape, DenoiserKind, DistillationRecipe, ObjectiveName, PrefixLmRecipe, Recipe, ScheduleName,
     Ul2Recipe,
@@ -27,7 +29,7 @@ impl Recipe {
     }
 
     pub(super) fn check_out(&self) -> Result<()> {
-        if self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        if is_gguf_name(&self.out) {
             let what = format!(
                 "{}: a run is a folder; take another name, and convert the trained folder to GGUF afterwards",
                 self.out.display()

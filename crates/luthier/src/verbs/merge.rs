@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_surgery::merge::{self, Recipe};
 use serde::Deserialize;
 
@@ -43,7 +44,7 @@ impl Act for Merge {
         let recipe: Recipe = recipe::from_yaml(&text).with_context(|| format!("recipe {name}"))?;
         let inputs = recipe.places().iter().map(|place| open(place)).collect::<anyhow::Result<Vec<_>>>()?;
         places::check_out(&self.out, self.force, &inputs.iter().collect::<Vec<_>>())?;
-        if self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        if is_gguf_name(&self.out) {
             bail!("{}: a merge writes a folder; convert it afterwards", self.out.display());
         }
         let options = merge::Options {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use candle_core::Device;
 use luthier_arch::LoadOptions;
+use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_measure::metrics::perplexity::{Method, perplexity};
 use luthier_surgery::Input;
 use luthier_surgery::merge::{self, Recipe};
@@ -84,7 +85,7 @@ impl Act for Transfer {
         let inputs =
             recipe.places().iter().map(|place| places::input(place)).collect::<anyhow::Result<Vec<_>>>()?;
         places::check_out(&self.out, self.force, &inputs.iter().collect::<Vec<_>>())?;
-        if self.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        if is_gguf_name(&self.out) {
             bail!("{}: a transfer writes a folder; convert it afterwards", self.out.display());
         }
         let mut options = merge::Options {
