@@ -26,11 +26,10 @@ fn first_bad_block(block_type: BlockType, bytes: &[u8]) -> Option<usize> {
         F32 => bytes.chunks_exact(4).position(f32_bad),
         BF16 => bytes.chunks_exact(2).position(bf16_bad),
         F16 => bytes.chunks_exact(2).position(f16_bad),
-        Q4_0 | Q5_0 | Q8_0 => scales(bytes, block_type, 0, 1),
-        Q4_1 | Q5_1 | Q4K | Q5K => scales(bytes, block_type, 0, 2),
-        Q2K => scales(bytes, block_type, 80, 2),
-        Q3K => scales(bytes, block_type, 108, 1),
-        Q6K => scales(bytes, block_type, 208, 1),
+        _ => {
+            let (at, count) = block_type.scales().expect("quantised blocks have scales");
+            scales(bytes, block_type, at, count)
+        }
     }
 }
 

@@ -138,12 +138,29 @@ impl Parent {
     /// Hashes every file of a model folder or of a GGUF model, or a single other file. `label` is the place as the user
     /// gave it.
     pub fn of_place(label: &str, place: &Path) -> Result<Parent> {
+        Parent::with_hashes(label, place, sha256_of_file)
+    }
+
+    /// As [`Parent::of_place`], with 64 zeros for every hash, so that a record's length is known before its hashes are.
+    pub fn of_place_without_hashes(label: &str, place: &Path) -> Result<Parent> {
+        let blank = |path: &Path| match std::fs::metadata(path) {
+            Ok(metadata) => Ok((metadata.len(), "0".repeat(64))),
+            Err(source) => Err(Error::io(path, source)),
+        };
+        Parent::with_hashes(label, place, blank)
+    }
+
+    fn with_hashes(
+        label: &str,
+        place: &Path,
+        hash: impl Fn(&Path) -> Result<(u64, String)>,
+    ) -> Result<Parent> {
         let paths = folder::model_files(place)?;
         let mut files = Vec::with_capacity(paths.len());
         for path in paths {
             let inside = path.strip_prefix(place).ok().filter(|inside| !inside.as_os_str().is_empty());
             let name = inside.or(path.file_name().map(Path::new)).unwrap_or(&path);
-            let (size_bytes, sha256) = sha256_of_file(&path)?;
+            let (size_bytes, sha256) = hash(&path)?;
             files.push(FileHash { name: name.to_string_lossy().into_owned(), size_bytes, sha256 });
         }
         Ok(Parent { place: label.to_string(), files })

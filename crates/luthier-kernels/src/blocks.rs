@@ -2,11 +2,18 @@
 //!
 //! A row of a matrix is a whole number of blocks. Source: ggml-common.h and ggml-quants.c of llama.cpp.
 
+mod fit;
 mod floats;
 mod k_quants;
+mod k_stages;
 mod legacy;
+mod quantize;
+mod quantize_k;
+mod quantize_legacy;
+mod ternary;
 
 pub use floats::{narrow_bf16, narrow_f16};
+pub use quantize::{Measured, Unfit, measure_error, quantize};
 
 /// How the values of a stored matrix are encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,13 +32,15 @@ pub enum BlockType {
     Q4K,
     Q5K,
     Q6K,
+    TQ1_0,
+    TQ2_0,
 }
 
 impl BlockType {
-    /// Every type, in the order of ggml's ids, BF16 last.
-    pub const ALL: [BlockType; 13] = {
+    /// Every type, in the order of ggml's ids.
+    pub const ALL: [BlockType; 15] = {
         use BlockType::*;
-        [F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, BF16]
+        [F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, BF16, TQ1_0, TQ2_0]
     };
 
     /// The name as ggml prints it: `Q4_K`, `BF16`.
@@ -51,6 +60,8 @@ impl BlockType {
             Q4K => "Q4_K",
             Q5K => "Q5_K",
             Q6K => "Q6_K",
+            TQ1_0 => "TQ1_0",
+            TQ2_0 => "TQ2_0",
         }
     }
 
@@ -76,6 +87,8 @@ impl BlockType {
             Q5K => 13,
             Q6K => 14,
             BF16 => 30,
+            TQ1_0 => 34,
+            TQ2_0 => 35,
         }
     }
 
@@ -98,7 +111,23 @@ impl BlockType {
         match self {
             F32 | F16 | BF16 => 1,
             Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q2K | Q3K | Q4K | Q5K | Q6K => 256,
+            Q2K | Q3K | Q4K | Q5K | Q6K | TQ1_0 | TQ2_0 => 256,
+        }
+    }
+
+    /// Where the f16 numbers of a quantised block stand: the first one's byte, and how many follow each other. Without
+    /// them no value can be NaN or infinite. None for plain floats.
+    pub fn scales(self) -> Option<(usize, usize)> {
+        use BlockType::*;
+        match self {
+            F32 | F16 | BF16 => None,
+            Q4_0 | Q5_0 | Q8_0 => Some((0, 1)),
+            Q4_1 | Q5_1 | Q4K | Q5K => Some((0, 2)),
+            Q2K => Some((80, 2)),
+            Q3K => Some((108, 1)),
+            Q6K => Some((208, 1)),
+            TQ1_0 => Some((52, 1)),
+            TQ2_0 => Some((64, 1)),
         }
     }
 
@@ -118,6 +147,8 @@ impl BlockType {
             Q4K => 144,
             Q5K => 176,
             Q6K => 210,
+            TQ1_0 => 54,
+            TQ2_0 => 66,
         }
     }
 }
@@ -166,8 +197,12 @@ fn dequantize_plain(block_type: BlockType, source: &[u8], target: &mut [f32]) {
         BlockType::Q4K => k_quants::widen_q4_k(source, target),
         BlockType::Q5K => k_quants::widen_q5_k(source, target),
         BlockType::Q6K => k_quants::widen_q6_k(source, target),
+        BlockType::TQ1_0 => ternary::widen_tq1_0(source, target),
+        BlockType::TQ2_0 => ternary::widen_tq2_0(source, target),
     }
 }
 
+#[cfg(test)]
+mod quantize_tests;
 #[cfg(test)]
 mod tests;

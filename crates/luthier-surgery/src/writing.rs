@@ -164,19 +164,25 @@ fn record(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
     Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
 }
 
-fn places<'j>(job: &Job<'j>) -> Vec<&'j Path> {
+/// The same with blanks of the same length for hashes that would have to be computed.
+pub(crate) fn record_without_hashes(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
+    let parents = job.inputs.iter().map(|input| input.parent_without_hashes()).collect::<Result<Vec<_>>>()?;
+    Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
+}
+
+pub(crate) fn places<'j>(job: &Job<'j>) -> Vec<&'j Path> {
     job.inputs.iter().map(|input| input.checkpoint.place.as_path()).collect()
 }
 
 /// The ledger of a job, filled while tensors are written.
-struct Account<'j> {
+pub(crate) struct Account<'j> {
     inputs: Vec<&'j Input>,
     ids: Vec<InputId>,
     ledger: Ledger,
 }
 
 impl<'j> Account<'j> {
-    fn new(job: &Job<'j>) -> Result<Account<'j>> {
+    pub(crate) fn new(job: &Job<'j>) -> Result<Account<'j>> {
         let mut ledger = Ledger::new();
         let add = |input: &&Input| ledger.input(&input.label, input.checkpoint.tensors.as_ref());
         let ids: Vec<InputId> = job.inputs.iter().map(add).collect();
@@ -186,7 +192,7 @@ impl<'j> Account<'j> {
         Ok(Account { inputs: job.inputs.clone(), ids, ledger })
     }
 
-    fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: &[u8]) -> Result<()> {
         match origin {
             Origin::Made(how) => Ok(self.ledger.made(&info.name, how)?),
             Origin::Changed { input, name, how } => {
@@ -210,7 +216,7 @@ impl<'j> Account<'j> {
         }
     }
 
-    fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
+    pub(crate) fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
         Ok(self.ledger.finish(infos)?)
     }
 }

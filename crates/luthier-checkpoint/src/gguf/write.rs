@@ -35,6 +35,17 @@ impl GgufWriter {
         }
         Ok(GgufWriter { path: path.to_path_buf(), file, missing, len: data_start + data_len })
     }
+
+    /// Writes the header again with other metadata of the same length: what was not known at the beginning is filled in.
+    pub fn replace_metadata(&mut self, metadata: &[(String, GgufValue)], infos: &[TensorInfo]) -> Result<()> {
+        let alignment = alignment_of(&self.path, metadata)?;
+        let (header, _, data_len) = header_bytes(metadata, infos, alignment)?;
+        assert_eq!(header.len() as u64 + data_len, self.len, "the header keeps its length");
+        self.file
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| self.file.write_all(&header))
+            .map_err(|source| Error::io(&self.path, source))
+    }
 }
 
 impl TensorSink for GgufWriter {

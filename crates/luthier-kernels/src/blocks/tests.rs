@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn quantised_blocks_widen_bit_for_bit_as_gguf_does() {
     use BlockType::*;
-    for block_type in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
+    for block_type in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, TQ1_0, TQ2_0] {
         let path = format!("{}/../../golden/blocks/{}.bin", env!("CARGO_MANIFEST_DIR"), block_type.name());
         let file = std::fs::read(&path).unwrap();
         let n_blocks = u32::from_le_bytes(file[..4].try_into().unwrap()) as usize;

@@ -17,20 +17,13 @@ use crate::view::{Cast, find};
 use crate::writing::{Job, Origin, write_gguf};
 use crate::{Input, Result, fit};
 
+/// The key that says in which types most tensors are, by llama.cpp's numbers.
+pub(crate) const FILE_TYPE_KEY: &str = "general.file_type";
+
 /// The tensors of the GGUF file that is made of a model, and where they come from.
 pub(super) fn planned(input: &Input, options: &Options) -> Result<(Vec<TensorInfo>, Vec<Origin>)> {
-    if let Some(gguf) = opened(input)? {
-        let infos = gguf
-            .infos()
-            .iter()
-            .map(|info| TensorInfo { dtype: file_type(info, options.dtype), ..info.clone() });
-        let infos: Vec<TensorInfo> = infos.collect();
-        let origins = infos.iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
-        return Ok((infos, origins));
-    }
-    let kept = input.checkpoint.tensors.infos().iter();
-    let kept: Vec<Origin> = kept.map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
-    planned_model(&input.checkpoint, options.dtype, &kept)
+    let assembled = assemble(input, options.dtype)?;
+    Ok((assembled.view().infos().to_vec(), assembled.origins))
 }
 
 /// The same for a model that a verb makes, whose tensors come from `origins`.
@@ -46,19 +39,12 @@ pub(crate) fn planned_model(
 
 /// Writes the model to `out`.
 pub(super) fn write(input: &Input, out: &Path, options: &Options) -> Result<LedgerSummary> {
-    if let Some(gguf) = opened(input)? {
-        return rewrite(input, Arc::new(gguf), out, options);
-    }
-    let origins = input.checkpoint.tensors.infos().iter();
-    let origins = origins.map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
-    write_model(
-        &input.checkpoint,
-        options.dtype,
-        out,
-        options.force,
-        job(input, options, origins),
-        Map::new(),
-    )
+    let assembled = assemble(input, options.dtype)?;
+    let mut metadata = assembled.metadata.clone();
+    metadata.extend(assembled.memory_of_source()?);
+    let mut job = job(&assembled.input, options, assembled.origins.clone());
+    job.dropped.clone_from(&assembled.dropped);
+    write_gguf(assembled.view(), metadata, out, options.force, job, Map::new())
 }
 
 /// Writes a model that a verb makes to `out`; the job's origins are those of the model's tensors.
@@ -70,9 +56,103 @@ pub(crate) fn write_model(
     mut job: Job,
     measurements: Map<String, Value>,
 ) -> Result<LedgerSummary> {
+    let (view, mut metadata) = described(model, dtype, &job.inputs)?;
+    metadata.extend(restore::metadata(&view)?);
+    let origins = view.origins(&job.origins);
+    job.dropped.extend(dropped(&job.origins, &origins));
+    job.origins = origins;
+    write_gguf(&view, metadata, out, force, job, measurements)
+}
+
+/// A model in the form of a GGUF file, before anything is written.
+pub(crate) struct Assembled {
+    /// The input as the origins name its tensors.
+    pub(crate) input: Input,
+    /// All keys but the lineage and those that remember the source's vectors.
+    pub(crate) metadata: Vec<(String, GgufValue)>,
+    /// Where each tensor comes from, in the view's order.
+    pub(crate) origins: Vec<Origin>,
+    /// Input, tensor and reason of what is left out.
+    pub(crate) dropped: Vec<(usize, String, String)>,
+    form: Form,
+}
+
+enum Form {
+    /// A folder's tensors under GGUF's names.
+    Model(View),
+    /// A GGUF file's own.
+    File(Cast),
+}
+
+impl Assembled {
+    /// The file's tensors.
+    pub(crate) fn view(&self) -> &dyn TensorSource {
+        match &self.form {
+            Form::Model(view) => view,
+            Form::File(cast) => cast,
+        }
+    }
+
+    /// The bytes of a tensor of the view; whoever reads them looks for NaN and infinity.
+    pub(crate) fn read_unchecked(&self, name: &str) -> Result<SharedBytes> {
+        Ok(match &self.form {
+            Form::Model(view) => view.read_unchecked(name)?,
+            Form::File(cast) => cast.read_unchecked(name)?,
+        })
+    }
+
+    /// The keys from which vectors become again what they were; reads those vectors.
+    pub(crate) fn memory_of_source(&self) -> Result<Vec<(String, GgufValue)>> {
+        match &self.form {
+            Form::Model(view) => restore::metadata(view),
+            Form::File(_) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A model in the form of a GGUF file, floats in `dtype` where one is given; from headers and side files alone.
+pub(crate) fn assemble(input: &Input, dtype: Option<Dtype>) -> Result<Assembled> {
+    if let Some(gguf) = opened(input)? {
+        return Ok(assembled_file(input, Arc::new(gguf), dtype));
+    }
+    let kept = input.checkpoint.tensors.infos().iter();
+    let kept: Vec<Origin> = kept.map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
+    let (view, metadata) = described(&input.checkpoint, dtype, &[input])?;
+    let origins = view.origins(&kept);
+    let dropped = dropped(&kept, &origins);
+    Ok(Assembled { input: input.clone(), metadata, origins, dropped, form: Form::Model(view) })
+}
+
+/// A GGUF file again: its own names, metadata and order, only types change.
+fn assembled_file(input: &Input, gguf: Arc<Gguf>, dtype: Option<Dtype>) -> Assembled {
+    let mut metadata = gguf.metadata.clone();
+    metadata.retain(|(key, _)| key != luthier_checkpoint::lineage::LINEAGE_KEY);
+    let source: Arc<dyn TensorSource> = gguf;
+    let view = Cast::new(Arc::clone(&source), |info| file_type(info, dtype));
+    if view.infos() != source.infos() {
+        for (key, value) in &mut metadata {
+            if key == FILE_TYPE_KEY {
+                *value = GgufValue::U32(file_type_id(view.infos()));
+            }
+        }
+    }
+    let origins =
+        view.infos().iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
+    // The ledger speaks of the file's own names here.
+    let input =
+        Input { checkpoint: Checkpoint { tensors: source, ..input.checkpoint.clone() }, ..input.clone() };
+    Assembled { input, metadata, origins, dropped: Vec::new(), form: Form::File(view) }
+}
+
+/// A model under GGUF's names, and the metadata that follow from its config and side files.
+fn described(
+    model: &Checkpoint,
+    dtype: Option<Dtype>,
+    inputs: &[&Input],
+) -> Result<(View, Vec<(String, GgufValue)>)> {
     let form = luthier_arch::gguf::plan(&model.config)?;
     let layout = fit::checked_layout(model)?;
-    let mut metadata = general(model, &job.inputs, layout.parameters());
+    let mut metadata = general(model, inputs, layout.parameters());
     metadata.extend(form.metadata.iter().filter(|(key, _)| key != "general.architecture").cloned());
     if let Some(architecture) = form.metadata.iter().find(|(key, _)| key == "general.architecture") {
         metadata.insert(0, architecture.clone());
@@ -81,33 +161,8 @@ pub(crate) fn write_model(
         luthier_checkpoint::gguf::side_file_metadata(&model.side_files, fit::vocab_size(&layout))?;
     metadata.extend(side_files);
     let view = View::new(model, form, dtype)?;
-    metadata.push(("general.file_type".to_string(), GgufValue::U32(file_type_id(&view.infos))));
-    metadata.extend(restore::metadata(&view)?);
-    let origins = view.origins(&job.origins);
-    job.dropped.extend(dropped(&job.origins, &origins));
-    job.origins = origins;
-    write_gguf(&view, metadata, out, force, job, measurements)
-}
-
-/// A GGUF file again: its own names, metadata and order, only types change.
-fn rewrite(input: &Input, gguf: Arc<Gguf>, out: &Path, options: &Options) -> Result<LedgerSummary> {
-    let mut metadata = gguf.metadata.clone();
-    metadata.retain(|(key, _)| key != luthier_checkpoint::lineage::LINEAGE_KEY);
-    let source: Arc<dyn TensorSource> = gguf;
-    let view = Cast::new(Arc::clone(&source), |info| file_type(info, options.dtype));
-    if view.infos() != source.infos() {
-        for (key, value) in &mut metadata {
-            if key == "general.file_type" {
-                *value = GgufValue::U32(file_type_id(view.infos()));
-            }
-        }
-    }
-    let origins =
-        view.infos().iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect();
-    // The ledger speaks of the file's own names here.
-    let raw =
-        Input { checkpoint: Checkpoint { tensors: source, ..input.checkpoint.clone() }, ..input.clone() };
-    write_gguf(&view, metadata, out, options.force, job(&raw, options, origins), Map::new())
+    metadata.push((FILE_TYPE_KEY.to_string(), GgufValue::U32(file_type_id(&view.infos))));
+    Ok((view, metadata))
 }
 
 /// The file of a model that is one.
@@ -167,6 +222,8 @@ fn file_type_id(infos: &[TensorInfo]) -> u32 {
         Some(BlockType::Q5K) => 17,
         Some(BlockType::Q6K) => 18,
         Some(BlockType::BF16) => 32,
+        Some(BlockType::TQ1_0) => 36,
+        Some(BlockType::TQ2_0) => 37,
         Some(BlockType::F32) | None => 0,
     }
 }
@@ -225,8 +282,24 @@ impl TensorSource for View {
     }
 
     fn read(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
-        let position = self.infos.iter().position(|info| info.name == name);
-        let position = position.ok_or_else(|| Error::tensor(name, "is not part of this GGUF file"))?;
+        if let Some(GgufOrigin::Tensor { name: source, .. }) =
+            self.position(name).map(|at| &self.tensors[at].origin)
+        {
+            let dtype = find(self.source.infos(), source)?.dtype;
+            values::check_finite(source, dtype, &self.source.read(source)?)?;
+        }
+        self.read_unchecked(name)
+    }
+}
+
+impl View {
+    fn position(&self, name: &str) -> Option<usize> {
+        self.infos.iter().position(|info| info.name == name)
+    }
+
+    fn read_unchecked(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
+        let position =
+            self.position(name).ok_or_else(|| Error::tensor(name, "is not part of this GGUF file"))?;
         let (source_name, transform) = match &self.tensors[position].origin {
             GgufOrigin::Made(made) => {
                 return Ok(SharedBytes::from_vec(
@@ -237,7 +310,6 @@ impl TensorSource for View {
         };
         let info = find(self.source.infos(), source_name)?;
         let bytes = self.source.read(source_name)?;
-        values::check_finite(source_name, info.dtype, &bytes)?;
         let transformed = transform.apply(info, bytes);
         let (dtype, bytes) =
             transformed.map_err(|problem| Error::tensor(source_name, problem.to_string()))?;

@@ -75,7 +75,7 @@ pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
 }
 
 /// What is refused before a weight is read, and what to know.
-fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
+pub(crate) fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<String>> {
     if let Some(dtype) = options.dtype
         && ![Dtype::F32, Dtype::F16, Dtype::BF16].contains(&dtype)
     {

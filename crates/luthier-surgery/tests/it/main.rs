@@ -8,3 +8,4 @@ mod diff;
 mod info;
 mod merge;
 mod models;
+mod quantize;

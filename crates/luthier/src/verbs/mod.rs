@@ -18,6 +18,7 @@ mod logits;
 mod merge;
 mod perplexity;
 mod pretrain;
+mod quantize;
 mod run;
 mod transfer;
 
@@ -36,6 +37,7 @@ pub const VERBS: &[Verb] = &[
     verb::<merge::Merge>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
+    verb::<quantize::Quantize>(),
     verb::<run::Run>(),
     verb::<transfer::Transfer>(),
 ];

@@ -1,0 +1,213 @@
+//! `luthier quantize MODEL OUT --to TYPE [--imatrix F]`: a model in few bits a weight.
+//!
+//! Reads a model folder or a GGUF file. Writes, for ggml's types, a GGUF file in which every tensor has the type that
+//! llama-quantize gives it (the mixtures of the K types, the fall-backs for rows that 256 or 32 does not divide), rounded to
+//! the same bytes. Guarantees: every tensor is in the ledger; tensors are read, rounded and written one at a time, each
+//! once. Leaves the input alone. Refuses: an OUT that is no GGUF file, values that are not finite or too large for their
+//! type, importance weights that do not fit the model, a source that is quantised already (but with `--requantize`). Identity: a file in the types that it has is copied. Example: `luthier quantize model model.gguf --to Q4_K_M`.
+
+mod imatrix;
+mod mix;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use luthier_checkpoint::{Dtype, TensorInfo, gguf::is_gguf_name};
+use luthier_kernels::blocks::BlockType;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::convert::gguf::{Assembled, assemble};
+use crate::plan::Plan;
+use crate::writing::Origin;
+use crate::{Error, Input, Result, convert};
+use imatrix::Imatrix;
+pub use mix::Mix;
+
+/// What `--to` names. Each scheme has a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// ggml's types, into a GGUF file.
+    Ggml(Mix),
+}
+
+impl Target {
+    /// The target of a name in upper or lower case.
+    pub fn parse(name: &str) -> Result<Target> {
+        let mix = Mix::from_name(name).map(Target::Ggml);
+        mix.ok_or_else(|| {
+            let known = Mix::names().join(", ");
+            Error::Use(format!("--to {name}: is no type that this verb makes; wanted one of {known}"))
+        })
+    }
+
+    /// As it is written into records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Ggml(mix) => mix.name(),
+        }
+    }
+}
+
+/// How a model is quantised.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// To what.
+    pub target: Target,
+    /// Importance of every column, as llama-imatrix writes it (GGUF, or its older binary form).
+    pub imatrix: Option<PathBuf>,
+    /// Whether tensors that are quantised already may be rounded again.
+    pub requantize: bool,
+    /// Whether an existing output is replaced.
+    pub force: bool,
+}
+
+impl Options {
+    /// What the record says.
+    fn recipe(&self, model: &str) -> Value {
+        json!({
+            "model": model, "to": self.target.name(), "imatrix": self.imatrix, "requantize": self.requantize,
+        })
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Report {
+    /// Tensors of the output.
+    pub tensors: usize,
+    /// Those that are byte for byte the input's.
+    pub copied_tensors: usize,
+    /// How many tensors have which type.
+    pub types: BTreeMap<String, usize>,
+    /// Bytes of all tensors.
+    pub size_bytes: usize,
+    /// Bits for each value, all tensors together.
+    pub bits_per_weight: f64,
+    /// What to know.
+    pub notes: Vec<String>,
+}
+
+/// What `run` would write, from headers alone.
+pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
+    let job = prepare(input, out, options)?;
+    let from = job.assembled.view().infos().iter().zip(&job.assembled.origins);
+    let from = from.map(|(info, origin)| format!("{} {}", info.dtype, origin.describe())).collect();
+    Ok(Plan { memory_bytes: job.memory_bytes(), ..Plan::new(&job.infos, from, job.notes) })
+}
+
+/// Writes the quantised model to `out`.
+pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
+    let job = prepare(input, out, options)?;
+    let summary = write::write(&job, out, options)?;
+    let mut types = BTreeMap::new();
+    for info in &job.infos {
+        *types.entry(info.dtype.name().to_string()).or_default() += 1;
+    }
+    let size_bytes: usize = job.infos.iter().filter_map(|info| info.dtype.size_bytes(&info.shape)).sum();
+    let values: usize = job.infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
+    Ok(Report {
+        tensors: summary.output_tensors,
+        copied_tensors: summary.copied,
+        types,
+        size_bytes,
+        bits_per_weight: size_bytes as f64 * 8.0 / values.max(1) as f64,
+        notes: job.notes,
+    })
+}
+
+/// A run that is worked out but for the values.
+struct Job {
+    assembled: Assembled,
+    /// The output's tensors, in the order of the assembled view.
+    infos: Vec<TensorInfo>,
+    mix: Mix,
+    imatrix: Option<Imatrix>,
+    notes: Vec<String>,
+}
+
+impl Job {
+    /// What `run` holds at most: the largest tensor rounded, the one before it on its way to the disk, and a source whose
+    /// rows are moved.
+    fn memory_bytes(&self) -> usize {
+        let size = |info: &TensorInfo| info.dtype.size_bytes(&info.shape).unwrap_or(0);
+        let target = self.infos.iter().map(size).max().unwrap_or(0);
+        let pairs = self.assembled.view().infos().iter().zip(&self.assembled.origins);
+        let moved = pairs.filter(|(_, origin)| matches!(origin, Origin::Changed { .. }));
+        let moved = moved.map(|(info, _)| size(info)).max().unwrap_or(0);
+        let imatrix = self.imatrix.as_ref().map_or(0, Imatrix::size_bytes);
+        2 * target + moved + imatrix + (4 << 20)
+    }
+}
+
+fn prepare(input: &Input, out: &Path, options: &Options) -> Result<Job> {
+    let Target::Ggml(mix) = options.target;
+    if !is_gguf_name(out) {
+        let what = "is no GGUF file, which ggml's types are kept in; give it a name that ends in .gguf";
+        return Err(Error::Use(format!("{}: {what}", out.display())));
+    }
+    let mut notes = convert::check(input, out, &convert::Options { dtype: None, force: options.force })?;
+    let assembled = assemble(input, None)?;
+    let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
+    let source = assembled.view().infos().to_vec();
+    let types = mix::types(mix, &mix::Model::of(&assembled.metadata), &source, imatrix.is_some());
+    let infos: Vec<TensorInfo> =
+        source.iter().zip(&types).map(|(info, dtype)| TensorInfo { dtype: *dtype, ..info.clone() }).collect();
+    if let Some(imatrix) = &imatrix {
+        notes.extend(imatrix.check(&source, &infos)?);
+    }
+    if mix == Mix::Q2_K_S && imatrix.is_none() {
+        let what = "--to Q2_K_S: needs importance weights, without which the result is useless; give --imatrix, or take Q2_K";
+        return Err(Error::Use(what.to_string()));
+    }
+    notes.extend(rounded_twice(&source, &infos, options.requantize)?);
+    notes.extend(fall_back_note(mix, &infos));
+    Ok(Job { assembled, infos, mix, imatrix, notes })
+}
+
+/// Refuses to round what was rounded before, or where that is wished says that it loses.
+fn rounded_twice(source: &[TensorInfo], infos: &[TensorInfo], requantize: bool) -> Result<Option<String>> {
+    let is_block = |dtype: Dtype| matches!(dtype, Dtype::Weights(block_type) if block_type.block_len() > 1);
+    let twice: Vec<&TensorInfo> = source
+        .iter()
+        .zip(infos)
+        .filter(|(a, b)| a.dtype != b.dtype && is_block(a.dtype))
+        .map(|row| row.0)
+        .collect();
+    let Some(first) = twice.first() else { return Ok(None) };
+    if !requantize {
+        let what = format!(
+            "is {} already, and rounding it again loses more; wanted floats: start from the model before it was \
+             quantised, or pass --requantize",
+            first.dtype
+        );
+        return Err(luthier_checkpoint::Error::tensor(&first.name, what).into());
+    }
+    Ok(Some(format!("{} tensors of the source are quantised already and lose a second time", twice.len())))
+}
+
+/// Tensors that could not have the type that their mixture means them to have.
+fn fall_back_note(mix: Mix, infos: &[TensorInfo]) -> Option<String> {
+    let wide = mix.main_type().block_len();
+    let columns = |info: &TensorInfo| info.shape.last().copied().unwrap_or(0);
+    let narrow = infos.iter().filter(|info| mix::is_quantised(info) && !columns(info).is_multiple_of(wide));
+    let n_tensors = narrow.count();
+    (n_tensors > 0 && wide > 1).then(|| {
+        format!(
+            "{n_tensors} tensors have rows that blocks of {wide} values do not divide and get the types that llama.cpp falls back to"
+        )
+    })
+}
+
+/// The block type of a tensor that is rounded.
+fn block_type(info: &TensorInfo) -> Result<BlockType> {
+    match info.dtype {
+        Dtype::Weights(block_type) => Ok(block_type),
+        other => {
+            let what =
+                format!("holds {other}; wanted f32, f16, bf16 or ggml's blocks, convert the model first");
+            Err(luthier_checkpoint::Error::tensor(&info.name, what).into())
+        }
+    }
+}
