@@ -177,9 +177,10 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A finite number from 0 on, `default` when absent or null.
+    /// A finite number from 0 on, `default` when absent. Null is refused: it is what a NaN becomes in JSON.
     pub fn number_or(&self, key: &'static str, default: f64) -> Result<f64> {
-        let Some(value) = self.value(key) else { return Ok(default) };
+        self.asked.borrow_mut().insert(self.name(key));
+        let Some(value) = self.map.get(key) else { return Ok(default) };
         match value.as_f64() {
             Some(number) if number >= 0.0 && number.is_finite() => Ok(number),
             _ => Err(self.wrong(key, "a number from 0 on", value)),
@@ -196,6 +197,13 @@ impl<'a> Keys<'a> {
     pub fn optional_text(&self, key: &'static str) -> Result<Option<&'a str>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a string", value))
+    }
+
+    /// A string, `default` when absent; null is refused.
+    pub fn text_or(&self, key: &'static str, default: &'a str) -> Result<&'a str> {
+        self.asked.borrow_mut().insert(self.name(key));
+        let Some(value) = self.map.get(key) else { return Ok(default) };
+        value.as_str().ok_or_else(|| self.wrong(key, "a string", value))
     }
 
     /// A list of strings; none when absent or null.

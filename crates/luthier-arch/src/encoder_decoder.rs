@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::blocks::encoder_decoder::EncoderDecoderShape;
 use crate::blocks::stack::{Site, StackShape};
-use crate::config::Keys;
+use crate::config::{Keys, MAX_VOCABULARY};
 use crate::table::{self, Architecture, ModelShape};
 use crate::{Error, Result};
 
@@ -40,6 +40,11 @@ fn shape(keys: &Keys) -> Result<ModelShape> {
         encoder,
         decoder,
     };
+    let rows = shape.decoder.vocab_size;
+    if let Some(said) = keys.optional_size("vocab_size", MAX_VOCABULARY)?.filter(|said| *said != rows) {
+        let what = format!("{said}, but the decoder's is {rows}; they must be equal");
+        return Err(Error::config("vocab_size", what));
+    }
     shape.check()?;
     Ok(ModelShape::EncoderDecoder(Box::new(shape)))
 }

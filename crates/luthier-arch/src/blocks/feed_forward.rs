@@ -94,7 +94,7 @@ impl FeedForward {
 
 /// The activation that config key `key` names.
 pub fn activation(keys: &Keys, key: &'static str, default: &str) -> crate::Result<Activation> {
-    let name = keys.optional_text(key)?.unwrap_or(default);
+    let name = keys.text_or(key, default)?;
     activation_called(name).ok_or_else(|| {
         let what = format!("expected silu, gelu_pytorch_tanh, gelu or relu, found {name:?}");
         Error::config(keys.name(key), what)

@@ -68,7 +68,8 @@ fn contradiction(key: &str, found: Option<&GgufValue>, wanted: Option<&GgufValue
     Error::config(key, what)
 }
 
-fn in_words(value: &GgufValue) -> String {
+/// A value as messages say it.
+pub(super) fn in_words(value: &GgufValue) -> String {
     match (value, value.as_i64(), value.as_f64(), value.as_str()) {
         (GgufValue::F32(number), ..) => number.to_string(),
         (_, Some(number), ..) => number.to_string(),

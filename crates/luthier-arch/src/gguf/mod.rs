@@ -6,6 +6,7 @@
 //! knows; they keep their Hugging Face names, under their model_type as `general.architecture`.
 
 mod agreement;
+mod metadata;
 mod names;
 mod open;
 mod rope_factors;

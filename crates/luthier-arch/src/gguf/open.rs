@@ -6,21 +6,17 @@ use std::sync::Arc;
 
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
 use luthier_checkpoint::layout::Layout;
-use luthier_checkpoint::values::to_f32;
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSource};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value, json};
 
 use super::agreement;
-use super::rope_factors::rope_parameters;
+use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
 use super::{CONFIG_KEY, GgufDialect, Transform, name_of};
 use crate::blocks::stack::StackShape;
-use crate::table::{self, ARCHITECTURES, Architecture, ModelShape};
+use crate::table::{self, ModelShape};
 use crate::{Error, Result};
-
-const ROPE_FACTORS: &str = "rope_freqs.weight";
-const HEAD: &str = "output.weight";
 
 /// Opens a model folder, a lone file of PyTorch's with its config.json beside it, or a GGUF file as if it were a folder.
 pub fn open(place: &Path) -> Result<Checkpoint> {
@@ -161,7 +157,8 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     };
     set("architectures", json!([dialect.class]));
     set("model_type", json!(architecture.model_type));
-    set("vocab_size", json!(metadata.embedding()?.shape[0]));
+    let vocab_size = metadata.vocab_size()?;
+    set("vocab_size", json!(vocab_size));
     set("hidden_size", metadata.size("embedding_length")?);
     set("intermediate_size", metadata.uniform("feed_forward_length")?);
     set("num_hidden_layers", metadata.size("block_count")?);
@@ -173,10 +170,10 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     set("head_dim", json!(metadata.head_dim(&heads)?));
     set("num_attention_heads", heads);
     set("num_key_value_heads", kv_heads);
-    if let Some(length) = metadata.get("context_length").and_then(GgufValue::as_u64) {
+    if let Some(length) = metadata.optional_size("context_length")? {
         set("max_position_embeddings", json!(length));
     }
-    if let Some(eps) = metadata.number("attention.layer_norm_rms_epsilon") {
+    if let Some(eps) = metadata.number("attention.layer_norm_rms_epsilon")? {
         set("rms_norm_eps", json!(eps));
     }
     set("rope_parameters", metadata.rope()?);
@@ -185,8 +182,9 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
         set(key, value);
     }
     for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+        // As llama.cpp takes it: an id outside of the vocabulary says that there is no such token.
         let id = gguf.get(&format!("tokenizer.ggml.{name}_token_id")).and_then(GgufValue::as_u64);
-        set(key, id.map_or(Value::Null, |id| json!(id)));
+        set(key, id.filter(|id| *id < vocab_size).map_or(Value::Null, |id| json!(id)));
     }
     let dtype = match metadata.embedding()?.dtype {
         Dtype::Weights(BlockType::F16) => "float16",
@@ -195,188 +193,4 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     };
     set("dtype", json!(dtype));
     Ok(config)
-}
-
-/// The metadata of one architecture.
-struct Metadata<'a> {
-    gguf: &'a Gguf,
-    architecture: &'a str,
-}
-
-impl<'a> Metadata<'a> {
-    fn new(gguf: &'a Gguf) -> Result<Metadata<'a>> {
-        const KEY: &str = "general.architecture";
-        let architecture = gguf.get(KEY).and_then(GgufValue::as_str);
-        let architecture = architecture.ok_or_else(|| Error::config(KEY, "missing; expected a string"))?;
-        Ok(Metadata { gguf, architecture })
-    }
-
-    /// The first line of the table that is called so in GGUF files.
-    fn architecture(&self) -> Result<(&'static Architecture, GgufDialect)> {
-        let dialects = ARCHITECTURES.iter().filter_map(|a| a.gguf.map(|dialect| (a, dialect)));
-        let known: Vec<_> = dialects.collect();
-        if self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0) {
-            return Err(Error::config(self.name("expert_count"), "models with experts are not supported"));
-        }
-        known.iter().find(|(_, dialect)| dialect.architecture == self.architecture).copied().ok_or_else(
-            || {
-                let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
-                names.dedup();
-                Error::UnknownArchitecture {
-                    model_type: self.architecture.to_string(),
-                    known: names.join(", "),
-                }
-            },
-        )
-    }
-
-    fn name(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
-    }
-
-    fn get(&self, key: &str) -> Option<&'a GgufValue> {
-        self.gguf.get(&self.name(key))
-    }
-
-    fn info(&self, name: &str) -> Option<&'a TensorInfo> {
-        self.gguf.infos().iter().find(|info| info.name == name)
-    }
-
-    fn embedding(&self) -> Result<&'a TensorInfo> {
-        const NAME: &str = "token_embd.weight";
-        let info = self.info(NAME).filter(|info| info.shape.len() == 2);
-        info.ok_or_else(|| Error::tensor(NAME, "missing or not a matrix; every model has this embedding"))
-    }
-
-    fn size(&self, key: &str) -> Result<Value> {
-        let size = self.get(key).and_then(GgufValue::as_u64);
-        let missing = || Error::config(self.name(key), "missing; expected a whole number");
-        size.map(|size| json!(size)).ok_or_else(missing)
-    }
-
-    /// A size that may be given layer by layer, but must then be the same for all.
-    fn uniform(&self, key: &str) -> Result<Value> {
-        let Some(sizes) = self.get(key).and_then(GgufValue::as_numbers) else { return self.size(key) };
-        match sizes.first() {
-            Some(first) if sizes.iter().all(|size| size == first) => Ok(json!(*first as u64)),
-            _ => Err(Error::config(self.name(key), "differs from layer to layer, which is not supported")),
-        }
-    }
-
-    /// As the f32 reads in decimal, so that 1e-5 stays 1e-5.
-    fn number(&self, key: &str) -> Option<f64> {
-        match self.get(key)? {
-            GgufValue::F32(value) => value.to_string().parse().ok(),
-            other => other.as_f64(),
-        }
-    }
-
-    fn head_dim(&self, heads: &Value) -> Result<u64> {
-        let given = |key: &str| self.get(key).and_then(GgufValue::as_u64);
-        let (key, value) = (given("attention.key_length"), given("attention.value_length"));
-        if key != value {
-            let what = format!("{value:?}, but attention.key_length is {key:?}; they must be equal");
-            return Err(Error::config(self.name("attention.value_length"), what));
-        }
-        let shared = || {
-            let (width, heads) = (self.size("embedding_length").ok()?.as_u64()?, heads.as_u64()?);
-            width.checked_div(heads)
-        };
-        let width = key.or_else(shared);
-        let width =
-            width.ok_or_else(|| Error::config(self.name("attention.head_count"), "expected at least 1"))?;
-        match given("rope.dimension_count") {
-            Some(turned) if turned != width => {
-                let what =
-                    format!("{turned}, but heads are {width} wide; partly turned heads are not supported");
-                Err(Error::config(self.name("rope.dimension_count"), what))
-            }
-            _ => Ok(width),
-        }
-    }
-
-    fn rope(&self) -> Result<Value> {
-        let theta = self.number("rope.freq_base").unwrap_or(10_000.0);
-        if let Some(info) = self.info(ROPE_FACTORS) {
-            let factors = to_f32(ROPE_FACTORS, info.dtype, &self.gguf.read(ROPE_FACTORS)?)?;
-            let heads = self.uniform("attention.head_count")?;
-            let pairs = self.head_dim(&heads)? / 2;
-            if factors.len() as u64 != pairs {
-                let what = format!("expected {pairs} factors, half a head, found {}", factors.len());
-                return Err(Error::tensor(ROPE_FACTORS, what));
-            }
-            return rope_parameters(&factors, theta);
-        }
-        let factor = self.number("rope.scaling.factor").or_else(|| self.number("rope.scale_linear"));
-        let kind = self.get("rope.scaling.type").and_then(GgufValue::as_str);
-        match (kind.unwrap_or("linear"), factor) {
-            ("none", _) | (_, None) => Ok(json!({"rope_type": "default", "rope_theta": theta})),
-            ("linear", Some(1.0)) => Ok(json!({"rope_type": "default", "rope_theta": theta})),
-            ("linear", Some(factor)) => {
-                Ok(json!({"rope_type": "linear", "rope_theta": theta, "factor": factor}))
-            }
-            ("yarn", Some(factor)) => {
-                let mut rope = json!({"rope_type": "yarn", "rope_theta": theta, "factor": factor});
-                for (key, hf_key) in [
-                    ("rope.scaling.original_context_length", "original_max_position_embeddings"),
-                    ("rope.scaling.yarn_beta_fast", "beta_fast"),
-                    ("rope.scaling.yarn_beta_slow", "beta_slow"),
-                    ("rope.scaling.yarn_attn_factor", "attention_factor"),
-                ] {
-                    if let Some(number) = self.number(key) {
-                        rope[hf_key] =
-                            if number.fract() == 0.0 { json!(number as u64) } else { json!(number) };
-                    }
-                }
-                Ok(rope)
-            }
-            (other, _) => {
-                let what = format!("expected none, linear or yarn, found {other:?}");
-                Err(Error::config(self.name("rope.scaling.type"), what))
-            }
-        }
-    }
-
-    /// What single architectures add.
-    fn peculiarities(&self, model_type: &str) -> Result<Vec<(&'static str, Value)>> {
-        let has = |name: &str| self.info(name).is_some();
-        Ok(match model_type {
-            "llama" => vec![
-                ("hidden_act", json!("silu")),
-                ("attention_bias", json!(has("blk.0.attn_q.bias"))),
-                ("mlp_bias", json!(has("blk.0.ffn_gate.bias"))),
-            ],
-            "qwen2" => vec![("hidden_act", json!("silu")), ("use_sliding_window", json!(false))],
-            "qwen3" => vec![
-                ("hidden_act", json!("silu")),
-                ("use_sliding_window", json!(false)),
-                ("attention_bias", json!(has("blk.0.attn_q.bias"))),
-            ],
-            "gemma2" => {
-                let heads = self.uniform("attention.head_count")?;
-                let (layers, width) = (self.size("block_count")?, self.size("embedding_length")?);
-                // llama.cpp tells the 27B model, whose scale is another, by its layers.
-                let scalar = match (layers.as_u64(), width.as_u64(), heads.as_u64()) {
-                    (Some(46), Some(width), Some(heads)) if heads > 0 => width / heads,
-                    _ => self.head_dim(&heads)?,
-                };
-                vec![
-                    ("hidden_activation", json!("gelu_pytorch_tanh")),
-                    ("query_pre_attn_scalar", json!(scalar)),
-                    (
-                        "sliding_window",
-                        json!(
-                            self.get("attention.sliding_window").and_then(GgufValue::as_u64).unwrap_or(4096)
-                        ),
-                    ),
-                    ("attn_logit_softcapping", json!(self.number("attn_logit_softcapping").unwrap_or(50.0))),
-                    (
-                        "final_logit_softcapping",
-                        json!(self.number("final_logit_softcapping").unwrap_or(30.0)),
-                    ),
-                ]
-            }
-            _ => Vec::new(),
-        })
-    }
 }
