@@ -1,5 +1,7 @@
 //! `luthier run`: a chain of verbs from one recipe. Steps that are done and whose inputs have not changed are skipped.
 
+mod chain_inputs;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -47,12 +49,19 @@ impl Act for Run {
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let chain: Chain = recipe::from_file(&self.recipe, Kind::Chain)?;
         let steps = chain.steps.iter().map(split_step).collect::<anyhow::Result<Vec<_>>>()?;
+        if steps.is_empty() {
+            bail!("recipe {}: steps is empty; give at least one", self.recipe.display());
+        }
         for (index, (verb_name, keys)) in steps.iter().enumerate() {
             let verb = known_verb(index, verb_name)?;
             (verb.check_step)(keys).with_context(|| format!("step {} ({verb_name})", index + 1))?;
         }
-        std::fs::create_dir_all(&chain.out).with_context(|| format!("{}", chain.out.display()))?;
+        chain_inputs::check(&steps)?;
         let state_file = chain.out.join("run_state.json");
+        if chain.out.join("config.json").exists() && !state_file.exists() {
+            bail!("out: {} is a model; choose a folder of the chain's own", chain.out.display());
+        }
+        std::fs::create_dir_all(&chain.out).with_context(|| format!("{}", chain.out.display()))?;
         let mut state = read_state(&state_file)?;
         let mut lines = Vec::new();
         let mut results = Vec::new();

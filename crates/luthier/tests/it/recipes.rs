@@ -99,3 +99,32 @@ fn what_is_wrong_in_a_recipe_is_said_in_its_own_words() {
         assert!(!at.path().join("a").exists() && !at.path().join("run").exists());
     }
 }
+
+#[test]
+fn what_later_steps_need_is_looked_for_before_the_first() {
+    let at = tempdir().unwrap();
+    let convert = "{convert: {model: builtin, out: a}}";
+    let training = "model: a\nout: run\ndata: {train: [gone.txt]}\nobjective: next-token\nsequence_length: 16\n\
+        batch_size: 1\nsteps: 1\noptimizer: {name: adamw, lr_peak: 1.0e-3, betas: [0.9, 0.95], weight_decay: 0.1}\n\
+        schedule: {name: constant}\nseed: 3\n";
+    std::fs::write(at.path().join("train.yaml"), training).unwrap();
+    std::fs::write(at.path().join("typo.yaml"), training.replace("seed", "sede")).unwrap();
+    let refused = |out: &str, steps: &str, wanted: &[&str]| {
+        std::fs::write(at.path().join("chain.yaml"), format!("out: {out}\nsteps: [{steps}]\n")).unwrap();
+        let said = refusal(at.path(), &["run", "chain.yaml"]);
+        assert!(wanted.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!at.path().join("a").exists() && !at.path().join("c").exists());
+    };
+    refused("c", "", &["chain.yaml", "steps", "empty"]);
+    let with = |step: &str| format!("{convert}, {step}");
+    refused("c", &with("{info: {model: b}}"), &["step 2 (info)", "key model", "b: no such"]);
+    refused("c", &with("{perplexity: {model: a, text: gone.txt}}"), &["step 2", "gone.txt"]);
+    refused("c", &with("{pretrain: {recipe: train.yaml}}"), &["step 2 (pretrain)", "data.train", "gone.txt"]);
+    refused("c", &with("{pretrain: {recipe: typo.yaml}}"), &["step 2 (pretrain)", "sede"]);
+    json(at.path(), &["convert", "builtin", "model"]);
+    refused("model", convert, &["model", "is a model"]);
+    // What an earlier step makes, and text that is no file, need not be there.
+    let steps = with("{logits: {model: a, text: not a file, out: c/l.safetensors}}, {info: {model: a}}");
+    std::fs::write(at.path().join("chain.yaml"), format!("out: c\nsteps: [{steps}]\n")).unwrap();
+    json(at.path(), &["run", "chain.yaml"]);
+}
