@@ -6,6 +6,7 @@
 //! training set, the built-in model's included.
 
 mod arms;
+mod previous;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use self::arms::{Arm, measure, sample, train};
+use self::previous::Previous;
 use super::Act;
 use crate::builtin;
 use crate::places;
@@ -44,7 +46,7 @@ const STANDARD_OUT: &str = "runs/demo";
 
 /// All that a demonstration writes into its folder.
 const OUTPUTS: &[&str] =
-    &["adapted_start", "adapted", "random_init", "decoder_only", "measurements.json", "report.html"];
+    &["adapted_start", "adapted", "random_init", "decoder_only", "measurements.json", previous::COMPLETE];
 
 impl Act for Demo {
     const NAME: &'static str = "demo";
@@ -54,7 +56,7 @@ impl Act for Demo {
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let started = Instant::now();
         let seed = self.seed.unwrap_or(1);
-        let out = self.prepare_out()?;
+        let (out, previous) = self.prepare_out()?;
         session.note("adapting the built-in model to an encoder-decoder");
         let start = out.join("adapted_start");
         let parent = places::input(builtin::NAME)?;
@@ -83,7 +85,9 @@ impl Act for Demo {
         for (arm, numbers) in arms.iter().zip(&measured) {
             json[arm.key] = serde_json::to_value(numbers)?;
         }
-        Ok(Report { json, text: report::words(&arms, &measured, &samples, &report_file) })
+        let text = report::words(&arms, &measured, &samples, &report_file);
+        previous.remove();
+        Ok(Report { json, text })
     }
 }
 
@@ -93,8 +97,8 @@ impl Demo {
         Demo { seed: None, out: None, force: false }
     }
 
-    /// The folder, empty of an earlier demonstration. Nothing else in it is touched.
-    fn prepare_out(&self) -> anyhow::Result<PathBuf> {
+    /// The folder, empty, and the earlier demonstration that stood there.
+    fn prepare_out(&self) -> anyhow::Result<(PathBuf, Previous)> {
         let out = self.out.clone().unwrap_or_else(|| PathBuf::from(STANDARD_OUT));
         let may_replace = self.out.is_none() || self.force;
         if out.exists() && !may_replace {
@@ -103,12 +107,12 @@ impl Demo {
                 out.display()
             );
         }
-        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-        refuse_foreign_files(&out)?;
-        for name in OUTPUTS {
-            remove(&out.join(name))?;
+        if out.exists() {
+            refuse_foreign_files(&out)?;
         }
-        Ok(out)
+        let previous = Previous::set_aside(&out)?;
+        std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+        Ok((out, previous))
     }
 }
 
@@ -139,14 +143,4 @@ fn is_model_or_run(folder: &Path) -> bool {
     let known = ["config.json", "lineage.json", "run.json", "metrics.jsonl"];
     known.iter().any(|name| folder.join(name).exists())
         || std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-fn remove(path: &Path) -> anyhow::Result<()> {
-    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(()),
-    }
 }
