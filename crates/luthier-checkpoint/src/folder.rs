@@ -141,6 +141,15 @@ pub(crate) fn is_side_file(name: &str) -> bool {
         || name.split_once('/').is_some_and(template)
 }
 
+/// Whether an entry of that name at the top of a folder is what a model consists of: config, weights and their indexes,
+/// side files, lineage.
+pub fn is_part_of_model(name: &str) -> bool {
+    let endings = [".safetensors", ".bin", ".pt", ".pth", ".index.json"];
+    is_side_file(name)
+        || ["config.json", "lineage.json", MORE_TEMPLATES].contains(&name)
+        || endings.iter().any(|ending| name.ends_with(ending))
+}
+
 /// The files that hold a folder's weights.
 enum Weights {
     Single(PathBuf),

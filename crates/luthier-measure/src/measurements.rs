@@ -10,6 +10,8 @@ use crate::{Error, Result};
 
 /// The file's name within its folder.
 pub const MEASUREMENTS_FILE: &str = "measurements.json";
+const NO_FILE: &str =
+    "no such file; luthier perplexity and luthier bench write it with --record DIR, luthier demo by itself";
 const FORMAT: &str = "luthier-measurements-1";
 
 /// What is known of one model. A missing number was not measured.
@@ -113,10 +115,11 @@ pub fn read_measurements(dir: &Path) -> Result<Vec<Measurement>> {
     let path = dir.join(MEASUREMENTS_FILE);
     let wrong = |reason: String| Error::Measurements { path: path.clone(), reason };
     let bytes = std::fs::read(&path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => wrong("no such file; measure the model first".into()),
+        std::io::ErrorKind::NotFound => wrong(NO_FILE.into()),
         _ => Error::Io { path: path.clone(), source },
     })?;
-    let file: File = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let file: File = serde_json::from_slice(&bytes)
+        .map_err(|error| wrong(format!("wanted what luthier records there: {error}")))?;
     if file.format != FORMAT {
         return Err(wrong(format!("key format: expected {FORMAT:?}, got {:?}", file.format)));
     }

@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use luthier_checkpoint::layout::Layout;
+use luthier_checkpoint::layout::{Layout, StackKind};
 use luthier_checkpoint::{Checkpoint, TensorInfo};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{Result, fit};
 
@@ -30,6 +30,8 @@ pub struct Info {
     pub context_length: Option<usize>,
     /// Layers; of an encoder-decoder, those of both stacks.
     pub layers: Option<usize>,
+    /// Those of the encoder; none without one.
+    pub encoder_layers: Option<usize>,
     /// Tokens that the tokenizer knows; none without a tokenizer.
     pub tokenizer_tokens: Option<usize>,
     /// Whether a chat template is there.
@@ -38,6 +40,8 @@ pub struct Info {
     pub tied: Vec<TiedName>,
     /// Stored types, and how much of the model is in each.
     pub types: BTreeMap<String, TypeShare>,
+    /// What is odd about it without being wrong.
+    pub notes: Vec<String>,
     /// Config keys that its architecture does not read; they are kept all the same.
     pub unknown_config_keys: Vec<String>,
     /// Every tensor, in file order; a tied weight twice where the file carries it twice.
@@ -90,13 +94,18 @@ pub fn run(checkpoint: &Checkpoint) -> Result<Info> {
         file_bytes: weight_file_bytes(checkpoint)?,
         vocab_size: layout.as_ref().map(fit::vocab_size).or_else(|| number(config.get("vocab_size"))),
         context_length: context_length(checkpoint),
-        layers: layout.as_ref().map(layers),
+        layers: layout.as_ref().map(|layout| layers(layout, |_| true)),
+        encoder_layers: layout
+            .as_ref()
+            .map(|layout| layers(layout, |stack| stack == StackKind::Encoder))
+            .filter(|layers| *layers > 0),
         tokenizer_tokens: fit::tokenizer(checkpoint)?.map(|tokenizer| tokenizer.vocab_size()),
         chat_template: named("chat_template.jinja")
             || named("chat_template.json")
             || template_in_config(checkpoint),
         tied: layout.as_ref().map_or_else(Vec::new, tied),
         types: types(infos),
+        notes: layout.as_ref().map_or_else(Vec::new, |layout| odd_tokens(config, fit::vocab_size(layout))),
         unknown_config_keys,
         tensors: infos
             .iter()
@@ -124,9 +133,26 @@ fn context_length(checkpoint: &Checkpoint) -> Option<usize> {
     number(checkpoint.config.get(key)).or_else(nested)
 }
 
-fn layers(layout: &Layout) -> usize {
-    let mut layers: Vec<_> =
-        layout.tensors.iter().filter_map(|spec| Some((spec.role.stack as u8, spec.role.layer?))).collect();
+/// Special tokens that the model cannot write; other programs take them for absent.
+fn odd_tokens(config: &Map<String, Value>, vocab_size: usize) -> Vec<String> {
+    let mut odd = Vec::new();
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        let ids = match config.get(key) {
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) if !id.is_null() => std::slice::from_ref(id),
+            _ => &[],
+        };
+        let outside = ids.iter().filter(|id| id.as_u64().is_none_or(|id| id >= vocab_size as u64));
+        odd.extend(
+            outside.map(|id| format!("config key {key}: {id} is no token of the {vocab_size} there are")),
+        );
+    }
+    odd
+}
+
+fn layers(layout: &Layout, is_meant: impl Fn(StackKind) -> bool) -> usize {
+    let roles = layout.tensors.iter().map(|spec| spec.role).filter(|role| is_meant(role.stack));
+    let mut layers: Vec<_> = roles.filter_map(|role| Some((role.stack as u8, role.layer?))).collect();
     layers.sort_unstable();
     layers.dedup();
     layers.len()

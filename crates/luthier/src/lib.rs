@@ -9,6 +9,7 @@ pub mod places;
 pub mod program;
 pub mod progress;
 pub mod recipe;
+pub mod record;
 pub mod session;
 pub mod texts;
 pub mod tokens;

@@ -47,6 +47,9 @@ fn check_is_model(path: &Path) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    if !path.is_dir() {
+        bail!("{place}: is a pipe or a device; {WANTED}");
+    }
     if path.join("config.json").exists() {
         return Ok(());
     }
@@ -73,6 +76,11 @@ pub fn load(model: &str) -> anyhow::Result<Loaded> {
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options).with_context(|| format!("model {model}"))?;
     Ok(Loaded { checkpoint, model })
+}
+
+/// Whether MODEL names something on the hub.
+pub fn is_hub_name(model: &str) -> bool {
+    HubPlace::parse(model).is_some()
 }
 
 /// Where MODEL lies on this machine; downloads it from the hub when it is not there yet. Not for `builtin`.
@@ -197,6 +205,17 @@ fn check_replaceable(out: &Path) -> anyhow::Result<()> {
     let is_empty = || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
     if out.is_dir() && !is_model && !is_empty() {
         bail!("{}: holds files but no model; only models are replaced, choose another place", out.display());
+    }
+    if out.is_dir() {
+        for entry in std::fs::read_dir(out).with_context(|| out.display().to_string())? {
+            let name = entry?.file_name();
+            if !folder::is_part_of_model(&name.to_string_lossy()) {
+                bail!(
+                    "{}: is no part of the model there, and would be lost; move it away, or choose another place",
+                    out.join(name).display()
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -20,11 +20,8 @@ pub fn main() -> ExitCode {
         }
         None => verbs::demonstrate(&session),
     };
-    match outcome {
-        Ok(report) => {
-            session.print(&report);
-            ExitCode::SUCCESS
-        }
+    match outcome.and_then(|report| session.print(&report)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -57,7 +54,12 @@ pub fn wrong_use(verb: &str, what: &str) -> ! {
 fn complain(error: &anyhow::Error) {
     let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
     let mut message: Vec<&str> = Vec::new();
-    for part in &chain {
+    for (at, part) in chain.iter().enumerate() {
+        // Nor a model that the next part names anyway.
+        let named = part.strip_prefix("model ");
+        if named.zip(chain.get(at + 1)).is_some_and(|(name, next)| next.contains(name)) {
+            continue;
+        }
         // A cause that its parent already quotes is not said twice.
         if !message.last().is_some_and(|said| said.contains(part.as_str())) {
             message.push(part);

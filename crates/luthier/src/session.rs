@@ -31,13 +31,21 @@ impl Session {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
     }
 
-    /// Prints a report the way the user asked for. A closed pipe is no error.
-    pub fn print(&self, report: &Report) {
+    /// Prints a report the way the user asked for. A closed pipe is no error, a full device is one.
+    pub fn print(&self, report: &Report) -> anyhow::Result<()> {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
         let text = if self.json { report.json.to_string() } else { report.text.clone() };
-        let _ = out.write_all(text.trim_end_matches('\n').as_bytes());
-        let _ = out.write_all(b"\n");
+        let written = out
+            .write_all(text.trim_end_matches('\n').as_bytes())
+            .and_then(|()| out.write_all(b"\n"))
+            .and_then(|()| out.flush());
+        match written {
+            Err(problem) if problem.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(anyhow::Error::new(problem).context("writing to standard output"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// One line for the person who waits, on standard error.

@@ -1,7 +1,9 @@
 //! `luthier bench`: how fast a model is on this machine, and how much memory it takes.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
+use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::bench::{BenchOptions, bench};
 use serde::Deserialize;
 use serde_json::json;
@@ -9,6 +11,7 @@ use serde_json::json;
 use super::Act;
 use crate::bounded::AtLeast;
 use crate::places;
+use crate::record;
 use crate::session::{Report, Session};
 use crate::training;
 
@@ -44,6 +47,9 @@ pub(super) struct Bench {
     /// Training steps, the two for warming up included [default: 8]
     #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
     steps: Option<AtLeast<3>>,
+    /// Keep the numbers in DIR/measurements.json, from which `frontier` draws
+    #[arg(long, value_name = "DIR", conflicts_with = "train")]
+    record: Option<PathBuf>,
 }
 
 impl Act for Bench {
@@ -51,10 +57,15 @@ impl Act for Bench {
     const ABOUT: &'static str = "Measure speed and memory: prompt, decoding, or training steps";
 
     fn check(&self) -> Result<(), String> {
-        let decoding = self.prompt_tokens.is_some() || self.new_tokens.is_some() || self.runs.is_some();
+        let decoding = self.prompt_tokens.is_some()
+            || self.new_tokens.is_some()
+            || self.runs.is_some()
+            || self.record.is_some();
         let training = self.batch.is_some() || self.seq.is_some() || self.steps.is_some();
         match self.train {
-            true if decoding => Err("prompt_tokens, new_tokens and runs do not go with train".to_string()),
+            true if decoding => {
+                Err("prompt_tokens, new_tokens, runs and record do not go with train".to_string())
+            }
             false if training => Err("batch, seq and steps belong to train".to_string()),
             _ => Ok(()),
         }
@@ -80,6 +91,18 @@ impl Bench {
         let mut json = serde_json::to_value(&result)?;
         json["load_ms"] = json!(load_ms);
         json["threads"] = json!(session.thread_count());
+        if let Some(dir) = &self.record {
+            let numbers = Measurement {
+                prefill_tokens_per_s: Some(result.prefill_tokens_per_s),
+                decode_tokens_per_s: Some(result.decode_tokens_per_s),
+                time_to_first_token_ms: Some(result.time_to_first_token_ms),
+                load_ms: Some(load_ms),
+                peak_rss_bytes: Some(result.peak_rss_bytes),
+                threads: Some(session.thread_count()),
+                ..Measurement::default()
+            };
+            record::record(dir, &self.model, &loaded.checkpoint, numbers)?;
+        }
         let text = format!(
             "prompt {:.1} tokens/s, decoding {:.1} tokens/s, first token after {:.1} ms, load {load_ms:.1} ms, peak memory {:.1} MB, {} threads",
             result.prefill_tokens_per_s,

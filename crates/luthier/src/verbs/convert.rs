@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use luthier_surgery::convert;
 use serde::Deserialize;
 
@@ -44,7 +45,8 @@ impl Act for Convert {
         if self.plan {
             return super::plan_report(&convert::plan(&input, &self.out, &options)?);
         }
-        let result = convert::run(&input, &self.out, &options)?;
+        let result =
+            convert::run(&input, &self.out, &options).with_context(|| format!("model {}", self.model))?;
         for note in &result.notes {
             session.note(note);
         }

@@ -67,7 +67,11 @@ fn words(difference: &Difference, a: &str, b: &str) -> String {
         let _ = writeln!(text, "config {}: {} and {}", one.key, said(&one.a), said(&one.b));
     }
     for one in &difference.side_files {
-        let _ = writeln!(text, "file {} differs", one.name);
+        let _ = match (one.a_bytes, one.b_bytes) {
+            (Some(_), None) => writeln!(text, "only in {a}: file {}", one.name),
+            (None, Some(_)) => writeln!(text, "only in {b}: file {}", one.name),
+            _ => writeln!(text, "file {} differs", one.name),
+        };
     }
     text
 }

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 
 use luthier_checkpoint::Output;
 use luthier_measure::frontier::{collect_measurements, frontier_page};
+use luthier_measure::measurements::MEASUREMENTS_FILE;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
 use crate::session::{Report, Session};
 
-/// Draws quality against parameters, size, speed and memory from the measurements.json of each folder (`demo` writes
-/// them). The page is self-contained and asks nothing of any network.
+/// Draws quality against parameters, size, speed and memory from the measurements.json of each folder, which
+/// `perplexity` and `bench` write with --record DIR, and `demo` by itself. The page is self-contained and asks nothing of any network.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Frontier {
@@ -35,7 +36,9 @@ impl Act for Frontier {
         let dirs: Vec<&Path> = self.dirs.iter().map(PathBuf::as_path).collect();
         let measurements = collect_measurements(&dirs)?;
         let page = frontier_page(&measurements)?;
-        let output = Output::file(&self.out, self.force, &[])?;
+        let read: Vec<PathBuf> = dirs.iter().map(|dir| dir.join(MEASUREMENTS_FILE)).collect();
+        let inputs: Vec<&Path> = read.iter().map(PathBuf::as_path).collect();
+        let output = Output::file(&self.out, self.force, &inputs)?;
         std::fs::write(output.path(), page)?;
         output.commit()?;
         let json = json!({ "report": self.out, "measurements": measurements });

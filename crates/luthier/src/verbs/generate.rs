@@ -117,6 +117,9 @@ impl Act for Generate {
             "time_to_first_token_ms": first_ms,
         });
         self.note_full_context(&loaded, &generation, session);
+        if text.as_deref() == Some("") && generation.finish_reason != FinishReason::Length {
+            session.note("the model ended its text at once; --ignore-eos goes on past the end");
+        }
         let ids: Vec<String> = generation.token_ids.iter().map(u32::to_string).collect();
         let text = if text.is_some() { String::new() } else { ids.join(",") };
         Ok(Report { json, text })

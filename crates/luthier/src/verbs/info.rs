@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use anyhow::Context;
 use luthier_surgery::info::{self, Info as Facts};
 use serde::Deserialize;
 
@@ -22,7 +23,8 @@ impl Act for Info {
     const ABOUT: &'static str = "Describe a model: sizes, types, tokenizer, tensors";
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
-        let mut facts = info::run(&places::open(&self.model)?)?;
+        let facts = places::open(&self.model).and_then(|checkpoint| Ok(info::run(&checkpoint)?));
+        let mut facts = facts.with_context(|| format!("model {}", self.model))?;
         if self.model == builtin::NAME {
             facts.file_bytes = builtin::file_bytes();
         }
@@ -55,9 +57,13 @@ fn words(facts: &Facts) -> String {
     let size = |value: Option<usize>| value.map_or("-".to_string(), |value| value.to_string());
     let _ = writeln!(text, "vocabulary      {}", size(facts.vocab_size));
     let _ = writeln!(text, "context         {}", size(facts.context_length));
-    let _ = writeln!(text, "layers          {}", size(facts.layers));
+    let of_encoder = facts.encoder_layers.map_or(String::new(), |n| format!(", {n} of them in the encoder"));
+    let _ = writeln!(text, "layers          {}{of_encoder}", size(facts.layers));
     let _ = writeln!(text, "tokenizer       {} tokens", size(facts.tokenizer_tokens));
     let _ = writeln!(text, "chat template   {}", if facts.chat_template { "yes" } else { "no" });
+    for note in &facts.notes {
+        let _ = writeln!(text, "{note}");
+    }
     for key in &facts.unknown_config_keys {
         let _ = writeln!(text, "config key {key} is not read by this architecture");
     }

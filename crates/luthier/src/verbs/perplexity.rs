@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::perplexity::{Method, perplexity};
 use serde::Deserialize;
 
 use super::Act;
 use crate::bounded::AtLeast;
 use crate::places::{self, Loaded};
+use crate::record;
 use crate::session::{Report, Session};
 
 const METHODS: [&str; 3] = ["strided", "llama.cpp", "prefix"];
@@ -35,6 +37,9 @@ pub(super) struct Perplexity {
     /// How the text is cut: strided, llama.cpp or prefix [default: strided; prefix for an encoder-decoder]
     #[arg(long, value_name = "METHOD", value_parser = METHODS)]
     method: Option<String>,
+    /// Keep the numbers in DIR/measurements.json, from which `frontier` draws
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
 }
 
 impl Act for Perplexity {
@@ -70,6 +75,16 @@ impl Act for Perplexity {
         let tokenizer = loaded.tokenizer()?;
         let name = self.text.display().to_string();
         let result = perplexity(loaded.model.as_ref(), &tokenizer, &name, &text, method)?;
+        if let Some(dir) = &self.record {
+            let numbers = Measurement {
+                validation_loss_nats: Some(result.nll_nats_per_token),
+                bits_per_byte: result.bits_per_byte,
+                perplexity: Some(result.perplexity),
+                text: Some(format!("{name}, {}, window {}", result.method, result.window)),
+                ..Measurement::default()
+            };
+            record::record(dir, &self.model, &loaded.checkpoint, numbers)?;
+        }
         let text = format!(
             "perplexity {:.4} ({:.4} nats per token, {} bits per byte) over {} of {} tokens, {}, window {}",
             result.perplexity,

@@ -61,6 +61,8 @@ pub(super) struct Transfer {
 struct Line {
     /// Loss in nats per token at equally spaced points.
     losses_nats_per_token: Vec<f64>,
+    /// Loss of the result less that of the new base: below 0 where the transfer helped on this text.
+    loss_change_nats_per_token: f64,
     /// How far the loss rises above the straight line between those of the ends.
     barrier_nats_per_token: f64,
     /// Whether it stays below the bound.
@@ -116,6 +118,12 @@ impl Act for Transfer {
                 "\nloss along the line: {:.4?} nats per token; barrier {:.4}: {verdict}",
                 line.losses_nats_per_token, line.barrier_nats_per_token
             ));
+            if line.loss_change_nats_per_token > 0.0 {
+                text.push_str(&format!(
+                    "\nthe result is WORSE than {} on this text, by {:.4} nats per token",
+                    self.onto, line.loss_change_nats_per_token
+                ));
+            }
         }
         let mut json = serde_json::to_value(&result)?;
         json["out"] = json!(self.out);
@@ -171,6 +179,11 @@ impl Transfer {
         });
         let barrier = above.fold(0.0, f64::max);
         let linearly_connected = barrier <= CONNECTED_BELOW * 0.5 * (start + end);
-        Ok(Some(Line { losses_nats_per_token: losses, barrier_nats_per_token: barrier, linearly_connected }))
+        Ok(Some(Line {
+            loss_change_nats_per_token: end - start,
+            losses_nats_per_token: losses,
+            barrier_nats_per_token: barrier,
+            linearly_connected,
+        }))
     }
 }

@@ -174,3 +174,53 @@ fn what_is_nearly_a_model_is_told_from_one() {
     let said = refusal(at.path(), &["generate", "model", "--prompt", "a"]);
     assert!(said.contains("model/tokenizer.json") || said.contains("model: tokenizer.json"), "{said}");
 }
+
+#[test]
+fn other_files_beside_a_model_are_not_replaced_with_it() {
+    let at = tempdir().unwrap();
+    json(at.path(), &["convert", "builtin", "model"]);
+    json(at.path(), &["convert", "builtin", "model", "--force"]);
+    std::fs::write(at.path().join("model/thesis.txt"), "precious").unwrap();
+    let said = refusal(at.path(), &["convert", "builtin", "model", "--force"]);
+    assert!(said.contains("model/thesis.txt"), "{said}");
+    assert_eq!(std::fs::read(at.path().join("model/thesis.txt")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_pipe_is_no_model() {
+    let at = tempdir().unwrap();
+    assert!(refusal(at.path(), &["info", "/dev/null"]).contains("pipe or a device"));
+}
+
+#[test]
+fn output_that_nobody_received_is_a_failure() {
+    let at = tempdir().unwrap();
+    for arguments in
+        [&["info", "builtin"][..], &["generate", "builtin", "--tokens", "5", "--max-new-tokens", "2"]]
+    {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = crate::command(at.path(), arguments).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).to_string();
+        assert!(output.status.code() == Some(1) && said.contains("standard output"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn recorded_numbers_are_drawn_and_kept() {
+    let at = tempdir().unwrap();
+    std::fs::write(at.path().join("text.txt"), "It was a truth that nobody doubted. ".repeat(20)).unwrap();
+    let missing = refusal(at.path(), &["frontier", "kept", "--out", "page.html"]);
+    assert!(missing.contains("kept/measurements.json") && missing.contains("--record"), "{missing}");
+    let measured = json(at.path(), &["perplexity", "builtin", "--text", "text.txt", "--record", "kept"]);
+    let speed = ["bench", "builtin", "--prompt-tokens", "8", "--new-tokens", "4", "--record", "kept"];
+    let bench = json(at.path(), &speed);
+    let drawn = json(at.path(), &["frontier", "kept", "--out", "page.html"]);
+    let kept = &drawn["measurements"][0];
+    assert_eq!(kept["name"], "builtin");
+    assert_eq!(kept["perplexity"], measured["perplexity"]);
+    assert_eq!(kept["decode_tokens_per_s"], bench["decode_tokens_per_s"]);
+    let before = std::fs::read(at.path().join("kept/measurements.json")).unwrap();
+    let onto_itself = ["frontier", "kept", "--out", "kept/measurements.json", "--force"];
+    assert!(refusal(at.path(), &onto_itself).contains("input"));
+    assert_eq!(before, std::fs::read(at.path().join("kept/measurements.json")).unwrap());
+}
