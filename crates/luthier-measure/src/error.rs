@@ -22,7 +22,7 @@ pub enum Error {
     Engine(#[from] candle_core::Error),
     /// Fewer tokens than the measurement needs.
     #[error(
-        "{source_name}: {got_tokens} tokens, at least {wanted_tokens} are needed{why}; give a longer text{hint}"
+        "{source_name}: comes to {got_tokens} of the {wanted_tokens} tokens that are needed{why}; give a longer text{hint}"
     )]
     TooShort {
         /// The text's file.

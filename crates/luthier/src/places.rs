@@ -190,6 +190,12 @@ pub fn input(model: &str) -> anyhow::Result<Input> {
 /// Refuses a place that no output can go to, before any work: one that exists, without `force`; an input; and with `force`
 /// anything but a model, for it is no leave to lose a folder of other files.
 pub fn check_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
+    if out == Path::new(builtin::NAME) {
+        bail!(
+            "{0}: every command takes this name for the built-in model; choose another, or write ./{0}",
+            builtin::NAME
+        );
+    }
     let to_file = is_gguf_name(out);
     let places: Vec<&Path> = inputs.iter().map(|input| input.checkpoint.place.as_path()).collect();
     Output::check(out, !to_file, force, &places)?;

@@ -35,9 +35,13 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Turns big open-weight language models into the small one that you need, and proves that the result is right")
         .after_help("MODEL is a Hugging Face folder, a GGUF file, hf:org/name[@revision], or builtin.\nWithout a command: the demonstration (luthier demo).");
-    command = Session::augment_args(command);
+    // Derived arguments bring their struct's comment as the description, which is what `luthier VERB --help` begins with.
+    let about = command.get_about().cloned().unwrap_or_default();
+    command = Session::augment_args(command).about(about);
     for verb in VERBS {
-        command = command.subcommand((verb.augment)(Command::new(verb.name).about(verb.about)));
+        let with_flags = (verb.augment)(Command::new(verb.name));
+        let long = with_flags.get_long_about().or(with_flags.get_about()).cloned().unwrap_or_default();
+        command = command.subcommand(with_flags.about(verb.about).long_about(long));
     }
     command
 }

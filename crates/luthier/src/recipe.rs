@@ -13,6 +13,8 @@ pub enum Kind {
     Training,
     /// `luthier run`.
     Chain,
+    /// `luthier merge`.
+    Merge,
 }
 
 /// Reads a recipe file of this kind; one of the other kind is refused with the command that it is for.
@@ -23,14 +25,13 @@ pub fn from_file<T: DeserializeOwned>(path: &Path, kind: Kind) -> anyhow::Result
         let at = error.utf8_error().valid_up_to();
         anyhow!("recipe {name}: not UTF-8 from byte {at} on")
     })?;
-    match (kind, kind_of(&text)) {
-        (Kind::Chain, Some(Kind::Training)) => {
+    match kind_of(&text).filter(|found| *found != kind) {
+        Some(Kind::Training) => {
             bail!("recipe {name}: this is a training recipe; use luthier pretrain {name}")
         }
-        (Kind::Training, Some(Kind::Chain)) => {
-            bail!("recipe {name}: this is a chain of verbs; use luthier run {name}")
-        }
-        _ => from_yaml(&text).with_context(|| format!("recipe {name}")),
+        Some(Kind::Chain) => bail!("recipe {name}: this is a chain of verbs; use luthier run {name}"),
+        Some(Kind::Merge) => bail!("recipe {name}: this is a merge; use luthier merge {name} OUT"),
+        None => from_yaml(&text).with_context(|| format!("recipe {name}")),
     }
 }
 
@@ -65,9 +66,13 @@ pub fn from_value<T: DeserializeOwned>(keys: &Value) -> anyhow::Result<T> {
     })
 }
 
-/// Which of `known` was probably meant.
+/// Words less alike than this are not taken for a misspelling of one another.
+const ALIKE: f64 = 0.7;
+
+/// Which of `known` was probably meant; none where nothing is near.
 pub fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known.max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)))
+    let likeness = |word: &str| strsim::jaro_winkler(unknown, word);
+    known.filter(|word| likeness(word) >= ALIKE).max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
 }
 
 /// What a text is a recipe of; none where its keys do not say.
@@ -75,6 +80,9 @@ fn kind_of(text: &str) -> Option<Kind> {
     let keys: Map<String, Value> = serde_saphyr::from_str(text).ok()?;
     if keys.get("steps").is_some_and(Value::is_array) {
         return Some(Kind::Chain);
+    }
+    if keys.contains_key("merge_method") {
+        return Some(Kind::Merge);
     }
     let of_training = ["model", "data", "objective", "optimizer", "schedule", "sequence_length"];
     of_training.iter().any(|key| keys.contains_key(*key)).then_some(Kind::Training)
@@ -142,7 +150,8 @@ fn unknown_word(what: &str, unknown: &str, rest: &str) -> String {
         Some(nearest) => {
             format!("unknown {what} {unknown}: did you mean {nearest}? known: {}", known.join(", "))
         }
-        None => format!("unknown {what} {unknown}"),
+        None if known.is_empty() => format!("unknown {what} {unknown}"),
+        None => format!("unknown {what} {unknown}; known: {}", known.join(", ")),
     }
 }
 

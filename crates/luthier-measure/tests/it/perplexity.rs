@@ -179,11 +179,11 @@ fn wrong_input_is_refused_with_its_place() {
     assert!(refusal(b"ab\xffc", strided(8, 8)).starts_with("a.txt: not UTF-8 at byte 2 (0xff)"));
     assert_eq!(
         refusal(b"a", strided(8, 8)),
-        "a.txt: 1 tokens, at least 2 are needed (one to read, one to score); give a longer text"
+        "a.txt: comes to 1 of the 2 tokens that are needed (one to read, one to score); give a longer text"
     );
     assert_eq!(
         refusal(b"abcdefg", Method::LlamaCpp { window: 8 }),
-        "a.txt: 7 tokens, at least 8 are needed (one full window); give a longer text or a smaller window"
+        "a.txt: comes to 7 of the 8 tokens that are needed (one full window); give a longer text or a smaller window"
     );
     assert!(
         refusal(b"abc", strided(65, 65))

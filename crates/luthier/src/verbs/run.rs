@@ -104,8 +104,9 @@ impl Act for Run {
 }
 
 fn known_verb(index: usize, name: &str) -> anyhow::Result<&'static Verb> {
-    let meant = recipe::nearest(name, VERBS.iter().map(|verb| verb.name)).unwrap_or_default();
-    find(name).ok_or_else(|| anyhow!("step {}: no verb is called {name}; did you mean {meant}?", index + 1))
+    let meant = recipe::nearest(name, VERBS.iter().map(|verb| verb.name));
+    let meant = meant.map_or("see luthier --help".to_string(), |verb| format!("did you mean {verb}?"));
+    find(name).ok_or_else(|| anyhow!("step {}: no verb is called {name}; {meant}", index + 1))
 }
 
 /// A step is a map with one entry, the verb.

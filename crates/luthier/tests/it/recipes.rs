@@ -83,6 +83,12 @@ fn what_is_wrong_in_a_recipe_is_said_in_its_own_words() {
         ("pretrain", training(files, ""), &["key optimizer", "missing"]),
         ("pretrain", chain("{info: {model: builtin}}"), &["a chain of verbs", "luthier run recipe.yaml"]),
         ("run", training(files, &rate("1.0e-3")), &["a training recipe", "luthier pretrain recipe.yaml"]),
+        (
+            "run",
+            "merge_method: linear\nmodels: [{model: builtin}]\n".to_string(),
+            &["luthier merge recipe.yaml"],
+        ),
+        ("run", chain("{convert: {in: builtin, out: a}}"), &["unknown key in; known: model, out"]),
         ("run", chain("{adpt: {model: builtin, out: a}}"), &["adpt", "did you mean adapt?"]),
         (
             "run",
