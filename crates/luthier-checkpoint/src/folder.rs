@@ -49,9 +49,10 @@ const MAX_SIDE_FILE_BYTES: u64 = 512 << 20;
 
 impl Checkpoint {
     /// Opens a folder: config.json, the weights (safetensors or PyTorch's own files), and the small files beside them.
+    /// Weights that bitsandbytes has rounded are seen as floats, and the config without the key that says so.
     pub fn open_folder(place: &Path) -> Result<Checkpoint> {
         let config = read_config(&place.join("config.json"))?;
-        let tensors = open_weights(place)?;
+        let (config, tensors) = crate::bitsandbytes::restored(config, open_weights(place)?)?;
         Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files: read_side_files(place)? })
     }
 

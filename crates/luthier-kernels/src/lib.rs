@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bitsandbytes;
 pub mod blocks;
 pub mod buffer;
 pub mod bytes;

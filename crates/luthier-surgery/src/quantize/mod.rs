@@ -6,6 +6,7 @@
 //! once. Leaves the input alone. Refuses: an OUT that is no GGUF file, values that are not finite or too large for their
 //! type, importance weights that do not fit the model, a source that is quantised already (but with `--requantize`). Identity: a file in the types that it has is copied. Example: `luthier quantize model model.gguf --to Q4_K_M`.
 
+mod bitsandbytes;
 mod imatrix;
 mod mix;
 mod write;
@@ -13,7 +14,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use luthier_checkpoint::{Dtype, TensorInfo, gguf::is_gguf_name};
+use luthier_checkpoint::{Dtype, LedgerSummary, TensorInfo, gguf::is_gguf_name};
 use luthier_kernels::blocks::BlockType;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,7 +23,9 @@ use crate::convert::gguf::{Assembled, assemble};
 use crate::plan::Plan;
 use crate::writing::Origin;
 use crate::{Error, Input, Result, convert};
+pub use bitsandbytes::Scheme;
 use imatrix::Imatrix;
+use luthier_kernels::bitsandbytes::Levels;
 pub use mix::Mix;
 
 /// What `--to` names. Each scheme has a file of its own.
@@ -30,23 +33,44 @@ pub use mix::Mix;
 pub enum Target {
     /// ggml's types, into a GGUF file.
     Ggml(Mix),
+    /// bitsandbytes' types, into a model folder.
+    BitsAndBytes(Scheme),
 }
 
 impl Target {
-    /// The target of a name in upper or lower case.
-    pub fn parse(name: &str) -> Result<Target> {
-        let mix = Mix::from_name(name).map(Target::Ggml);
-        mix.ok_or_else(|| {
-            let known = Mix::names().join(", ");
-            Error::Use(format!("--to {name}: is no type that this verb makes; wanted one of {known}"))
-        })
+    /// The target of a name in upper or lower case. `double`: scales are rounded too, which nf4 and fp4 alone can.
+    pub fn parse(name: &str, double: bool) -> Result<Target> {
+        let target = match name.to_ascii_lowercase().as_str() {
+            "nf4" => Target::BitsAndBytes(Scheme::FourBits { levels: Levels::Nf4, nested: double }),
+            "fp4" => Target::BitsAndBytes(Scheme::FourBits { levels: Levels::Fp4, nested: double }),
+            "int8" => Target::BitsAndBytes(Scheme::Int8),
+            _ => Mix::from_name(name).map(Target::Ggml).ok_or_else(|| {
+                let known = Mix::names().join(", ");
+                Error::Use(format!(
+                    "--to {name}: is no type that this verb makes; wanted one of {known}, nf4, fp4, int8"
+                ))
+            })?,
+        };
+        let can_double = matches!(target, Target::BitsAndBytes(Scheme::FourBits { .. }));
+        if double && !can_double {
+            return Err(Error::Use(format!(
+                "--double: {} has no such form; wanted --to nf4 or fp4",
+                target.name()
+            )));
+        }
+        Ok(target)
     }
 
     /// As it is written into records.
     pub fn name(self) -> &'static str {
         match self {
             Target::Ggml(mix) => mix.name(),
+            Target::BitsAndBytes(scheme) => scheme.name(),
         }
+    }
+
+    fn is_double(self) -> bool {
+        matches!(self, Target::BitsAndBytes(Scheme::FourBits { nested: true, .. }))
     }
 }
 
@@ -67,7 +91,7 @@ impl Options {
     /// What the record says.
     fn recipe(&self, model: &str) -> Value {
         json!({
-            "model": model, "to": self.target.name(), "imatrix": self.imatrix, "requantize": self.requantize,
+            "model": model, "to": self.target.name(), "double": self.target.is_double(), "imatrix": self.imatrix, "requantize": self.requantize,
         })
     }
 }
@@ -91,30 +115,62 @@ pub struct Report {
 
 /// What `run` would write, from headers alone.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
-    let job = prepare(input, out, options)?;
-    let from = job.assembled.view().infos().iter().zip(&job.assembled.origins);
-    let from = from.map(|(info, origin)| format!("{} {}", info.dtype, origin.describe())).collect();
-    Ok(Plan { memory_bytes: job.memory_bytes(), ..Plan::new(&job.infos, from, job.notes) })
+    match options.target {
+        Target::Ggml(mix) => {
+            let job = prepare(input, out, mix, options)?;
+            let from = job.assembled.view().infos().iter().zip(&job.assembled.origins);
+            let from = from.map(|(info, origin)| format!("{} {}", info.dtype, origin.describe())).collect();
+            Ok(Plan { memory_bytes: job.memory_bytes(), ..Plan::new(&job.infos, from, job.notes) })
+        }
+        Target::BitsAndBytes(scheme) => {
+            refuse_gguf(out, scheme)?;
+            bitsandbytes::plan(input, scheme, options)
+        }
+    }
 }
 
 /// Writes the quantised model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
-    let job = prepare(input, out, options)?;
-    let summary = write::write(&job, out, options)?;
+    match options.target {
+        Target::Ggml(mix) => {
+            let job = prepare(input, out, mix, options)?;
+            let summary = write::write(&job, out, options)?;
+            let n_values = job.infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
+            Ok(counted(&job.infos, n_values, summary, job.notes))
+        }
+        Target::BitsAndBytes(scheme) => {
+            refuse_gguf(out, scheme)?;
+            bitsandbytes::run(input, out, scheme, options)
+        }
+    }
+}
+
+fn refuse_gguf(out: &Path, scheme: Scheme) -> Result<()> {
+    match is_gguf_name(out) {
+        true => Err(Error::Use(format!(
+            "{}: a GGUF file does not hold {}; name a folder",
+            out.display(),
+            scheme.name()
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// The report on an output of these tensors, which stand for `n_values` weights.
+fn counted(infos: &[TensorInfo], n_values: usize, summary: LedgerSummary, notes: Vec<String>) -> Report {
     let mut types = BTreeMap::new();
-    for info in &job.infos {
+    for info in infos {
         *types.entry(info.dtype.name().to_string()).or_default() += 1;
     }
-    let size_bytes: usize = job.infos.iter().filter_map(|info| info.dtype.size_bytes(&info.shape)).sum();
-    let values: usize = job.infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
-    Ok(Report {
+    let size_bytes: usize = infos.iter().filter_map(|info| info.dtype.size_bytes(&info.shape)).sum();
+    Report {
         tensors: summary.output_tensors,
         copied_tensors: summary.copied,
         types,
         size_bytes,
-        bits_per_weight: size_bytes as f64 * 8.0 / values.max(1) as f64,
-        notes: job.notes,
-    })
+        bits_per_weight: size_bytes as f64 * 8.0 / n_values.max(1) as f64,
+        notes,
+    }
 }
 
 /// A run that is worked out but for the values.
@@ -141,8 +197,7 @@ impl Job {
     }
 }
 
-fn prepare(input: &Input, out: &Path, options: &Options) -> Result<Job> {
-    let Target::Ggml(mix) = options.target;
+fn prepare(input: &Input, out: &Path, mix: Mix, options: &Options) -> Result<Job> {
     if !is_gguf_name(out) {
         let what = "is no GGUF file, which ggml's types are kept in; give it a name that ends in .gguf";
         return Err(Error::Use(format!("{}: {what}", out.display())));

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::models::{config, names, open, write};
 
 fn options(to: &str) -> Options {
-    Options { target: Target::parse(to).unwrap(), imatrix: None, requantize: false, force: false }
+    Options { target: Target::parse(to, false).unwrap(), imatrix: None, requantize: false, force: false }
 }
 
 /// Rows of 256 and of 288, so that blocks of 256 fit some tensors only.
@@ -252,5 +252,104 @@ fn importance_weights_that_do_not_fit_are_refused() {
     assert!(refused.contains("--imatrix"), "{refused}");
     let refused = run(&input, &home.path().join("out"), &options("Q8_0")).unwrap_err().to_string();
     assert!(refused.contains(".gguf"), "{refused}");
-    assert!(Target::parse("Q9_9").unwrap_err().to_string().contains("Q4_K_M"));
+    assert!(Target::parse("Q9_9", false).unwrap_err().to_string().contains("Q4_K_M"));
+}
+
+fn bits_and_bytes(to: &str, double: bool) -> Options {
+    Options { target: Target::parse(to, double).unwrap(), ..options("Q8_0") }
+}
+
+#[test]
+fn folders_of_bitsandbytes_types_open_as_plain_models_near_the_source() {
+    for (to, double, bound) in
+        [("nf4", false, 0.032), ("fp4", false, 0.035), ("nf4", true, 0.035), ("int8", false, 0.001)]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let folder = model(home.path());
+        let input = open(&folder);
+        let out = home.path().join("out");
+        let options = bits_and_bytes(to, double);
+        let planned = plan(&input, &out, &options).unwrap();
+        let report = run(&input, &out, &options).unwrap();
+        assert_eq!(planned.tensors.len(), report.tensors);
+        assert!(
+            planned.size_bytes.abs_diff(report.size_bytes) < 400,
+            "{} {}",
+            planned.size_bytes,
+            report.size_bytes
+        );
+        // Embedding and head are not rounded.
+        assert_eq!(report.copied_tensors, 3 + 2 * 3);
+        let config: Map<String, Value> =
+            serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["quantization_config"]["load_in_8bit"], json!(to == "int8"));
+        assert_eq!(config["quantization_config"]["bnb_4bit_use_double_quant"], json!(double));
+        let came = open(&out);
+        assert_eq!(came.checkpoint.config, input.checkpoint.config);
+        assert_eq!(came.checkpoint.tensors.infos().len(), input.checkpoint.tensors.infos().len());
+        for info in input.checkpoint.tensors.infos() {
+            let read = |input: &luthier_surgery::Input| {
+                values::to_f32(&info.name, Dtype::F32, &input.checkpoint.tensors.read(&info.name).unwrap())
+            };
+            let mut largest = 0f32;
+            for (a, b) in read(&input).unwrap().iter().zip(&read(&came).unwrap()) {
+                largest = largest.max((a - b).abs());
+            }
+            assert!(largest <= bound, "{to}, {}: off by {largest}", info.name);
+            let is_kept = info.shape.len() < 2 || info.name.contains("embed") || info.name.contains("head");
+            assert_eq!(largest == 0.0, is_kept, "{to}, {}", info.name);
+        }
+        let lineage = Lineage::read(&out).unwrap().unwrap();
+        assert_eq!(lineage.parents, [Parent::of_place("parent", &folder).unwrap()]);
+        // What was read as floats is rounded to the same values again.
+        let again = home.path().join("again");
+        run(&came, &again, &options).unwrap();
+        let again = open(&again);
+        for info in came.checkpoint.tensors.infos().iter().filter(|_| to != "int8" && !double) {
+            let read = |input: &luthier_surgery::Input| {
+                values::to_f32(&info.name, Dtype::F32, &input.checkpoint.tensors.read(&info.name).unwrap())
+            };
+            assert!(read(&came).unwrap() == read(&again).unwrap(), "{to}, {}", info.name);
+        }
+    }
+}
+
+#[test]
+fn wrong_uses_and_damaged_parts_of_bitsandbytes_types_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let input = open(&model(home.path()));
+    let at = |name: &str| home.path().join(name);
+    assert!(Target::parse("int8", true).unwrap_err().to_string().contains("--double"));
+    assert!(Target::parse("Q4_0", true).unwrap_err().to_string().contains("nf4 or fp4"));
+    let refused = run(&input, &at("out.gguf"), &bits_and_bytes("nf4", false)).unwrap_err().to_string();
+    assert!(refused.contains("name a folder"), "{refused}");
+    let imatrix = Options { imatrix: Some(at("x")), ..bits_and_bytes("nf4", false) };
+    assert!(run(&input, &at("out"), &imatrix).unwrap_err().to_string().contains("--imatrix"));
+    run(&input, &at("out"), &bits_and_bytes("nf4", true)).unwrap();
+    let path = at("out").join("model.safetensors");
+    let good = std::fs::read(&path).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    for (from, to, said) in [
+        ("\"blocksize\": 64", "\"blocksize\": 63", "blocksize is 63"),
+        ("\"dtype\": \"float32\"", "\"dtype\": \"float99\"", "float99"),
+        ("\"quant_type\": \"nf4\", \"blo", "\"quant_type\"; \"nf4\", \"blo", "wanted the JSON"),
+        (", \"shape\": [288", ", \"shape\": [999", "999"),
+        ("q_proj.weight.nested_absmax", "q_proj.weight.nested_absmin", "nested_absm"),
+    ] {
+        let mut bytes = good.clone();
+        let found = bytes.windows(from.len()).position(|window| window == from.as_bytes());
+        let Some(found) = found else { panic!("{from} is not in {}", text(&good[good.len() - 400..])) };
+        bytes[found..found + from.len()].copy_from_slice(to.as_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let read_all = || -> Result<(), String> {
+            let checkpoint = luthier_arch::open(&at("out")).map_err(|problem| problem.to_string())?;
+            luthier_arch::check_headers(&checkpoint).map_err(|problem| problem.to_string())?;
+            for info in checkpoint.tensors.infos() {
+                checkpoint.tensors.read(&info.name).map_err(|problem| problem.to_string())?;
+            }
+            Ok(())
+        };
+        let refused = read_all().unwrap_err();
+        assert!(refused.contains(said), "{refused}");
+    }
 }

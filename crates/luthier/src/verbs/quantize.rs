@@ -10,19 +10,23 @@ use crate::places;
 use crate::session::{Report, Session};
 
 /// Rounds a model's weights to few bits. For ggml's types OUT is a GGUF file, with the type for every tensor, and the
-/// bytes, that llama-quantize chooses.
+/// bytes, that llama-quantize chooses; for nf4, fp4 and int8 a folder as transformers saves it with bitsandbytes.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Quantize {
     /// The model
     #[arg(value_name = "IN")]
     model: String,
-    /// The .gguf file to write
+    /// The .gguf file to write; a folder for nf4, fp4 and int8
     out: PathBuf,
     /// To what: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K,
-    /// TQ1_0, TQ2_0, F16 or BF16; Q3_K, Q4_K and Q5_K are their _M mixtures
+    /// TQ1_0, TQ2_0, F16, BF16; nf4, fp4, int8. Q3_K, Q4_K and Q5_K are their _M mixtures
     #[arg(long, value_name = "TYPE")]
     to: String,
+    /// Round the scales of nf4 and fp4 too
+    #[arg(long)]
+    #[serde(default)]
+    double: bool,
     /// Importance of every column, as llama-imatrix writes it
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -45,11 +49,11 @@ impl Act for Quantize {
     const ABOUT: &'static str = "Round a model's weights to few bits";
 
     fn check(&self) -> Result<(), String> {
-        Target::parse(&self.to).map(drop).map_err(|problem| problem.to_string())
+        Target::parse(&self.to, self.double).map(drop).map_err(|problem| problem.to_string())
     }
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let target = Target::parse(&self.to)?;
+        let target = Target::parse(&self.to, self.double)?;
         let input = places::input(&self.model)?;
         let options = quantize::Options {
             target,
