@@ -1,7 +1,7 @@
 //! nf4, fp4 and int8: a model folder as transformers saves it with bitsandbytes.
 //!
 //! Rounded are the matrices inside layers: transformers leaves embeddings, heads, biases and norms as they are, and the
-//! modules called `wo`, which it keeps in f32 (T5). Papers: QLoRA (arXiv:2305.14314), LLM.int8() (arXiv:2208.07339).
+//! modules called `wo`, which it keeps in f32 (T5). All floats get the type that most have. Papers: QLoRA (arXiv:2305.14314), LLM.int8() (arXiv:2208.07339).
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Options, Report, block_type, counted, rounded_twice};
 use crate::plan::Plan;
-use crate::view::{Cast, folder_type};
+use crate::view::Cast;
 use crate::writing::{Job, Origin, write_folder};
 use crate::{Error, Input, Result, config, fit};
 
@@ -74,10 +74,7 @@ pub(super) fn plan(input: &Input, scheme: Scheme, options: &Options) -> Result<P
 pub(super) fn run(input: &Input, out: &Path, scheme: Scheme, options: &Options) -> Result<Report> {
     let (mut view, notes) = prepare(input, scheme, options)?;
     view.fix_offsets()?;
-    let mut model_config = match input.checkpoint.place.is_dir() {
-        true => input.checkpoint.config.clone(),
-        false => config::with_dtype(&input.checkpoint.config, view.source.infos()),
-    };
+    let mut model_config = config::with_dtype(&input.checkpoint.config, view.source.infos());
     model_config.insert(CONFIG_KEY.to_string(), scheme.config());
     let infos = view.infos.clone();
     let job = Job {
@@ -104,10 +101,9 @@ fn prepare(input: &Input, scheme: Scheme, options: &Options) -> Result<(View, Ve
     }
     let layout = fit::checked_layout(&input.checkpoint)?;
     let stored = input.checkpoint.tensors.infos();
-    let plain = |info: &TensorInfo| match folder_type(info.dtype, None) {
-        Dtype::F64 => Dtype::F32,
-        dtype => dtype,
-    };
+    // As transformers loads it before it rounds: every float in one type, without which its modules do not go together.
+    let main = config::main_type(stored).filter(|dtype| torch_name(*dtype).is_some()).unwrap_or(Dtype::F32);
+    let plain = |info: &TensorInfo| if info.dtype.is_float() { main } else { info.dtype };
     let source = Cast::new(Arc::clone(&input.checkpoint.tensors), plain);
     let mut notes: Vec<String> =
         rounded_twice(stored, source.infos(), options.requantize)?.into_iter().collect();

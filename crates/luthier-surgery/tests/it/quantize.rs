@@ -315,6 +315,26 @@ fn folders_of_bitsandbytes_types_open_as_plain_models_near_the_source() {
 }
 
 #[test]
+fn vectors_that_gguf_made_wider_get_the_type_of_the_matrices() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let folder = write(&at("folder"), &wide_config(), Dtype::BF16, 7);
+    let plain = luthier_surgery::convert::Options { dtype: None, force: false };
+    luthier_surgery::convert::run(&open(&folder), &at("there.gguf"), &plain).unwrap();
+    run(&open(&at("there.gguf")), &at("a"), &bits_and_bytes("nf4", false)).unwrap();
+    run(&open(&folder), &at("b"), &bits_and_bytes("nf4", false)).unwrap();
+    let (a, b) = (open(&at("a")), open(&at("b")));
+    for info in b.checkpoint.tensors.infos() {
+        let came = a.checkpoint.tensors.infos().iter().find(|came| came.name == info.name);
+        assert_eq!((came, info.dtype), (Some(info), Dtype::BF16));
+        let read =
+            |input: &luthier_surgery::Input| input.checkpoint.tensors.read(&info.name).unwrap().to_vec();
+        assert!(read(&a) == read(&b), "{}", info.name);
+    }
+    assert_eq!(b.checkpoint.config["torch_dtype"], "bfloat16");
+}
+
+#[test]
 fn wrong_uses_and_damaged_parts_of_bitsandbytes_types_are_refused() {
     let home = tempfile::tempdir().unwrap();
     let input = open(&model(home.path()));
