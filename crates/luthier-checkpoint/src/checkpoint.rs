@@ -1,12 +1,13 @@
 //! A model as a value: config, tensors by name, tokenizer and side files, wherever they lie.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
 
-use crate::{Dtype, Result};
+use crate::{Dtype, Error, Result};
 
 /// Name, type and shape of one tensor, from headers alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub trait TensorSource: Send + Sync {
     fn infos(&self) -> &[TensorInfo];
     /// The bytes of one tensor; shared with the mapped file where it is stored as wanted.
     fn read(&self, name: &str) -> Result<SharedBytes>;
+    /// In what pieces, in bytes, `read_part` gives this tensor without making all of it first; none where it does not.
+    fn part_bytes(&self, _name: &str) -> Option<usize> {
+        None
+    }
+    /// The bytes `range` of one tensor, where they are wanted as `part_bytes` has them: from a multiple of it on.
+    fn read_part(&self, name: &str, range: Range<usize>) -> Result<SharedBytes> {
+        let outside = || Error::tensor(name, format!("has no bytes {} to {}", range.start, range.end));
+        self.read(name)?.part(range.clone()).ok_or_else(outside)
+    }
 }
 
 /// Something that tensors are written to, one at a time and in any order, all announced before.

@@ -17,6 +17,14 @@ impl SharedBytes {
         (range.start <= range.end && range.end <= len).then_some(SharedBytes { owner, range })
     }
 
+    /// The bytes `range` of these, sharing their owner; `None` when the range lies outside.
+    pub fn part(&self, range: Range<usize>) -> Option<SharedBytes> {
+        (range.start <= range.end && range.end <= self.range.len()).then(|| SharedBytes {
+            owner: Arc::clone(&self.owner),
+            range: self.range.start + range.start..self.range.start + range.end,
+        })
+    }
+
     /// All bytes of a vector.
     pub fn from_vec(bytes: Vec<u8>) -> SharedBytes {
         let range = 0..bytes.len();

@@ -1,13 +1,16 @@
 //! Writes what a verb made: tensors one at a time, every one accounted for, checked, then lineage, then the name.
 
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
 use luthier_checkpoint::ledger::InputId;
+use luthier_checkpoint::lineage::Parent;
 use luthier_checkpoint::safetensors::SafetensorsWriter;
 use luthier_checkpoint::{
     Checkpoint, Ledger, LedgerSummary, Lineage, Output, TensorInfo, TensorSink, TensorSource, json, lineage,
 };
+use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
 
 use crate::view::find;
@@ -107,22 +110,22 @@ pub(crate) fn write_folder(
     let output = Output::folder(out, force, &places(&job))?;
     let infos = model.tensors.infos();
     let metadata = SafetensorsWriter::pt_metadata();
-    let mut writer = SafetensorsWriter::create(output.path(), infos, &metadata, Some(MAX_SHARD_BYTES))?;
+    let writer = SafetensorsWriter::create(output.path(), infos, &metadata, Some(MAX_SHARD_BYTES))?;
     let mut account = Account::new(&job)?;
-    for (info, origin) in infos.iter().zip(&job.origins) {
-        let bytes = model.tensors.read(&info.name)?;
-        account.note(info, origin, &bytes)?;
-        writer.write(&info.name, &bytes)?;
-    }
-    writer.finish()?;
-    drop(writer);
+    // The inputs' hashes are computed while their tensors are worked on.
+    let parents = std::thread::scope(|scope| {
+        let inputs = &job.inputs;
+        let hashing = scope.spawn(move || parents(inputs));
+        write_tensors(model.tensors.as_ref(), writer, &mut account, &job.origins)?;
+        hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     output.write("config.json", json::to_text(&model.config).as_bytes())?;
     for file in &model.side_files {
         output.write(&file.name, &file.bytes)?;
     }
     let summary = account.finish(infos)?;
     let measurements = check(&Checkpoint::open_folder(output.path())?)?;
-    let lineage = Lineage { measurements, ..record(&job, summary.clone())? };
+    let lineage = Lineage { measurements, ..record(&job, parents, summary.clone()) };
     output.write(lineage::LINEAGE_NAME, lineage.to_text().as_bytes())?;
     output.commit()?;
     Ok(summary)
@@ -145,7 +148,7 @@ pub(crate) fn write_gguf(
         account.note(info, origin, &view.read(&info.name)?)?;
     }
     let summary = account.finish(infos)?;
-    let lineage = Lineage { measurements, ..record(&job, summary.clone())? };
+    let lineage = Lineage { measurements, ..record(&job, parents(&job.inputs)?, summary.clone()) };
     metadata.push((lineage::LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
     let mut writer = GgufWriter::create(output.path(), &metadata, infos)?;
     for info in infos {
@@ -158,10 +161,71 @@ pub(crate) fn write_gguf(
     Ok(summary)
 }
 
+/// Pieces that may wait for the writer.
+const WAITING: usize = 2;
+
+/// Makes and notes the tensors of a model, each whole or in the parts in which its source gives it, while another thread
+/// writes those that are made.
+fn write_tensors(
+    tensors: &dyn TensorSource,
+    mut writer: SafetensorsWriter,
+    account: &mut Account,
+    origins: &[Origin],
+) -> Result<()> {
+    let (sender, receiver) = sync_channel::<(&str, SharedBytes)>(WAITING);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || -> Result<()> {
+            for (name, bytes) in receiver {
+                writer.write_part(name, &bytes)?;
+            }
+            Ok(writer.finish()?)
+        });
+        let made = make_tensors(tensors, account, origins, &sender);
+        drop(sender);
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Without the rest the writer misses tensors, which is not what went wrong.
+        made.and(written)
+    })
+}
+
+/// Stops without an error where nobody takes what it makes: the writer then has one.
+fn make_tensors<'t>(
+    tensors: &'t dyn TensorSource,
+    account: &mut Account,
+    origins: &[Origin],
+    sender: &SyncSender<(&'t str, SharedBytes)>,
+) -> Result<()> {
+    for (info, origin) in tensors.infos().iter().zip(origins) {
+        let name = info.name.as_str();
+        let is_copied = matches!(origin, Origin::From { .. });
+        let Some(step) = tensors.part_bytes(name).filter(|_| !is_copied) else {
+            let bytes = tensors.read(name)?;
+            account.note(info, origin, &bytes)?;
+            if sender.send((name, bytes)).is_err() {
+                return Ok(());
+            }
+            continue;
+        };
+        account.note(info, origin, &[])?;
+        let size = info.dtype.size_bytes(&info.shape).unwrap_or(0);
+        for start in (0..size.max(1)).step_by(step) {
+            let bytes = tensors.read_part(name, start..size.min(start + step))?;
+            if sender.send((name, bytes)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The inputs with the hashes of their files.
+fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
+    inputs.iter().map(|input| input.parent()).collect()
+}
+
 /// The record of a job.
-fn record(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
-    let parents = job.inputs.iter().map(|input| input.parent()).collect::<Result<Vec<_>>>()?;
-    Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
+fn record(job: &Job, parents: Vec<Parent>, summary: LedgerSummary) -> Lineage {
+    Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary)
 }
 
 /// The same with blanks of the same length for hashes that would have to be computed.

@@ -54,6 +54,15 @@ impl TensorSource for SafetensorsFile {
             .ok_or_else(|| Error::tensor(name, format!("is not in {}", self.path().display())))?;
         Ok(self.map.share(range.clone()))
     }
+
+    fn read_part(&self, name: &str, part: Range<usize>) -> Result<SharedBytes> {
+        let inside = |range: &&Range<usize>| part.start <= part.end && part.end <= range.len();
+        let range = self.ranges.get(name).filter(inside).ok_or_else(|| {
+            let what = format!("has no bytes {} to {} in {}", part.start, part.end, self.path().display());
+            Error::tensor(name, what)
+        })?;
+        Ok(self.map.share(range.start + part.start..range.start + part.end))
+    }
 }
 
 /// The shards of one model.
@@ -142,5 +151,12 @@ impl TensorSource for ShardedTensors {
             .get(name)
             .ok_or_else(|| Error::tensor(name, format!("is not in {}", self.index_path.display())))?;
         self.shards[*shard].read(name)
+    }
+
+    fn read_part(&self, name: &str, range: Range<usize>) -> Result<SharedBytes> {
+        match self.shard_of.get(name) {
+            Some(shard) => self.shards[*shard].read_part(name, range),
+            None => self.read(name),
+        }
     }
 }

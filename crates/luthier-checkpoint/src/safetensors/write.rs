@@ -21,7 +21,7 @@ pub struct SafetensorsWriter {
 struct Shard {
     path: PathBuf,
     file: File,
-    /// Offset in the file and size of each tensor not yet written.
+    /// Offset in the file and size of what is not yet written of each tensor.
     missing: HashMap<String, (u64, usize)>,
 }
 
@@ -68,6 +68,17 @@ impl SafetensorsWriter {
         Ok(SafetensorsWriter { shards: vec![shard], shard_of, index: None })
     }
 
+    /// Writes the next bytes of an announced tensor, whose parts come in order.
+    pub fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let shard = self.shard(name)?;
+        shard.write_part(name, bytes)
+    }
+
+    fn shard(&mut self, name: &str) -> Result<&mut Shard> {
+        let unknown = || Error::tensor(name, "is not among those to be written");
+        self.shard_of.get(name).map(|shard| &mut self.shards[*shard]).ok_or_else(unknown)
+    }
+
     /// The metadata that Hugging Face tools want to see in a model's file.
     pub fn pt_metadata() -> Vec<(String, String)> {
         vec![("format".to_string(), "pt".to_string())]
@@ -76,9 +87,7 @@ impl SafetensorsWriter {
 
 impl TensorSink for SafetensorsWriter {
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let shard =
-            self.shard_of.get(name).ok_or_else(|| Error::tensor(name, "is not among those to be written"))?;
-        self.shards[*shard].write(name, bytes)
+        self.shard(name)?.write(name, bytes)
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -131,15 +140,30 @@ impl Shard {
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (offset, size) =
-            self.missing.remove(name).ok_or_else(|| Error::tensor(name, "is written twice"))?;
-        if size != bytes.len() {
-            return Err(Error::tensor(name, format!("wanted {size} bytes, came {}", bytes.len())));
+        match self.missing.get(name) {
+            Some((_, size)) if *size != bytes.len() => {
+                Err(Error::tensor(name, format!("wanted {size} bytes, came {}", bytes.len())))
+            }
+            _ => self.write_part(name, bytes),
+        }
+    }
+
+    fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (offset, left) =
+            self.missing.get_mut(name).ok_or_else(|| Error::tensor(name, "is written twice"))?;
+        if bytes.len() > *left {
+            return Err(Error::tensor(name, format!("wanted {left} bytes more, came {}", bytes.len())));
         }
         self.file
-            .seek(SeekFrom::Start(offset))
+            .seek(SeekFrom::Start(*offset))
             .and_then(|_| self.file.write_all(bytes))
-            .map_err(|source| Error::io(&self.path, source))
+            .map_err(|source| Error::io(&self.path, source))?;
+        *offset += bytes.len() as u64;
+        *left -= bytes.len();
+        if *left == 0 {
+            self.missing.remove(name);
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `karcher`: the Karcher (Riemannian) mean of the tensors' directions on the hypersphere, found by stepping along the mean
 //! tangent, times the mean of their norms. Paper: arXiv:2603.04972.
 
-use super::method::{Base, Group, Method, dot, norm, number};
+use super::method::{Base, Group, Method, Reach, dot, norm, number};
 use super::parameters::{Kind, Parameter};
 
 pub(crate) const METHOD: Method = Method {
@@ -12,7 +12,7 @@ pub(crate) const METHOD: Method = Method {
     ],
     base: Base::Ignored,
     inputs: 1..=usize::MAX,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

@@ -2,14 +2,14 @@
 //!
 //! Paper: Model soups, arXiv:2203.05482.
 
-use super::method::{Base, Group, Method, flag, number};
+use super::method::{Base, Group, Method, Reach, flag, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "linear",
     parameters: &[number("weight", true, None), flag("normalize", true)],
     base: Base::Ignored,
     inputs: 1..=usize::MAX,
-    by_value: true,
+    reach: Reach::Value,
     merge,
 };
 

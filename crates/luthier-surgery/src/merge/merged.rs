@@ -1,20 +1,29 @@
 //! The merged tensors as a source: each is computed when it is read.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use luthier_checkpoint::{Dtype, Error, Result, TensorInfo, TensorSource, values};
 use luthier_kernels::blocks::{self, BlockType};
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::pool;
 
-use super::method::{Group, Method};
+use super::cuts::{self, TensorCut, Visit};
+use super::method::{Cut, Group, Method, Reach};
 use super::pairing::Piece;
+use super::task_vectors::kept_count;
 use crate::Input;
 use crate::view::find;
 
-/// Values that one task handles: a whole number of blocks of every type.
-const PIECE_LEN: usize = 1 << 16;
+/// Values that one task handles: a whole number of blocks of every type, few enough to stay in a core's cache.
+const PIECE_LEN: usize = 1 << 14;
+
+/// Values that are merged and handed on at once where a method does not need whole tensors.
+const PART_LEN: usize = 1 << 22;
+
+/// Where the largest differences of each input end, in one tensor.
+type Cuts = Arc<Vec<Option<TensorCut>>>;
 
 /// The tensors of a merge.
 pub(crate) struct Merged {
@@ -24,13 +33,15 @@ pub(crate) struct Merged {
     pub(crate) infos: Vec<TensorInfo>,
     pub(crate) numbers: HashMap<String, usize>,
     pub(crate) seed: u64,
+    /// Of the tensor that was asked for last.
+    known_cuts: Mutex<Option<(String, Cuts)>>,
 }
 
 impl Merged {
     pub(crate) fn new(method: &'static Method, inputs: &[Input], pieces: Vec<Piece>, seed: u64) -> Merged {
         let infos: Vec<TensorInfo> = pieces.iter().map(|piece| piece.info.clone()).collect();
         let numbers = infos.iter().enumerate().map(|(number, info)| (info.name.clone(), number)).collect();
-        Merged { method, inputs: inputs.to_vec(), pieces, infos, numbers, seed }
+        Merged { method, inputs: inputs.to_vec(), pieces, infos, numbers, seed, known_cuts: Mutex::default() }
     }
 
     /// Whether a tensor of the result is an input's as it is.
@@ -43,7 +54,13 @@ impl Merged {
     }
 
     /// Merges values of all inputs, whole tensors or the same piece of each.
-    fn merge(&self, piece: &Piece, shape: &[usize], tensors: &[Vec<f32>]) -> Result<Vec<f32>> {
+    fn merge(
+        &self,
+        piece: &Piece,
+        shape: &[usize],
+        tensors: &[Vec<f32>],
+        cuts: Vec<Option<Cut>>,
+    ) -> Result<Vec<f32>> {
         let name = &piece.info.name;
         let keeps = |input: usize, at: usize, share: f64| uniform(self.seed, name, input, at) < share;
         let group = Group {
@@ -51,6 +68,7 @@ impl Merged {
             shape,
             tensors: tensors.iter().map(Vec::as_slice).collect(),
             base: piece.base,
+            cuts,
             values: &piece.values,
             keeps: &keeps,
         };
@@ -65,61 +83,175 @@ impl TensorSource for Merged {
     }
 
     fn read(&self, name: &str) -> Result<SharedBytes> {
-        let number =
-            self.numbers.get(name).ok_or_else(|| Error::tensor(name, "is not part of this merge"))?;
-        let piece = &self.pieces[*number];
-        let mut stored = Vec::new();
-        for (input, name) in &piece.inputs {
-            let source = &self.inputs[*input].checkpoint.tensors;
-            stored.push((name.as_str(), find(source.infos(), name)?.dtype, source.read(name)?));
-        }
+        let piece = self.piece(name)?;
         if self.is_copy(piece) {
-            let (name, dtype, bytes) = &stored[0];
-            values::check_finite(name, *dtype, bytes)?;
-            for (position, (_, other_type, other)) in stored.iter().enumerate().skip(1) {
-                if other_type != dtype || other[..] != bytes[..] {
-                    let label = &self.inputs[piece.inputs[position].0].label;
-                    let what = format!("holds {dtype} and differs in {label}; only floats are merged");
-                    return Err(Error::tensor(*name, what));
-                }
+            return self.copy(piece);
+        }
+        let n_values = piece.info.shape.iter().product();
+        if self.part_bytes(name).is_some() {
+            return self.compute(piece, 0..n_values);
+        }
+        let stored = self.stored(piece, 0..n_values)?;
+        let tensors = stored.iter().map(|stored| widened(stored, n_values)).collect::<Result<Vec<_>>>()?;
+        drop(stored);
+        let merged = self.merge(piece, &piece.info.shape, &tensors, Vec::new())?;
+        drop(tensors);
+        let info = &piece.info;
+        in_pieces(info, n_values, &|start, target: &mut [u8]| {
+            let len = target.len() / info.dtype.block().1;
+            narrow(name, &merged[start..start + len], info.dtype, target)
+        })
+    }
+
+    fn part_bytes(&self, name: &str) -> Option<usize> {
+        let piece = self.piece(name).ok().filter(|piece| !self.is_copy(piece))?;
+        let in_parts = match self.method.reach {
+            Reach::Value => true,
+            Reach::Largest(shares) => shares(&piece.values).is_some(),
+            Reach::Tensor => false,
+        };
+        in_parts.then(|| PART_LEN * piece.info.dtype.block().1)
+    }
+
+    fn read_part(&self, name: &str, range: Range<usize>) -> Result<SharedBytes> {
+        let piece = self.piece(name)?;
+        let width = piece.info.dtype.block().1;
+        if self.part_bytes(name).is_some() && range.start.is_multiple_of(PIECE_LEN * width) {
+            return self.compute(piece, range.start / width..range.end / width);
+        }
+        let outside = || Error::tensor(name, "has no such part");
+        self.read(name)?.part(range).ok_or_else(outside)
+    }
+}
+
+impl Merged {
+    fn piece(&self, name: &str) -> Result<&Piece> {
+        let number = self.numbers.get(name);
+        number
+            .map(|number| &self.pieces[*number])
+            .ok_or_else(|| Error::tensor(name, "is not part of this merge"))
+    }
+
+    /// A tensor that all inputs hold alike.
+    fn copy(&self, piece: &Piece) -> Result<SharedBytes> {
+        let n_values = piece.info.shape.iter().product();
+        let stored = self.stored(piece, 0..n_values)?;
+        let first = &stored[0];
+        values::check_finite(first.name, first.dtype, &first.bytes)?;
+        for (position, other) in stored.iter().enumerate().skip(1) {
+            if other.dtype != first.dtype || other.bytes[..] != first.bytes[..] {
+                let label = &self.inputs[piece.inputs[position].0].label;
+                let what = format!("holds {} and differs in {label}; only floats are merged", first.dtype);
+                return Err(Error::tensor(first.name, what));
             }
-            return Ok(bytes.clone());
+        }
+        Ok(first.bytes.clone())
+    }
+
+    /// The values `range` of each input, as they are stored.
+    fn stored<'s>(&'s self, piece: &'s Piece, range: Range<usize>) -> Result<Vec<Stored<'s>>> {
+        let stored = piece.inputs.iter().map(|(input, name)| {
+            let source = &self.inputs[*input].checkpoint.tensors;
+            let dtype = find(source.infos(), name)?.dtype;
+            let (block_len, block_bytes) = dtype.block();
+            let bytes = range.start / block_len * block_bytes..range.end / block_len * block_bytes;
+            Ok(Stored { name, dtype, bytes: source.read_part(name, bytes)?, first: range.start })
+        });
+        stored.collect()
+    }
+
+    /// The values `range` of the result, which starts at a multiple of `PIECE_LEN`.
+    fn compute(&self, piece: &Piece, range: Range<usize>) -> Result<SharedBytes> {
+        let cuts = self.cuts(piece)?;
+        let stored = self.stored(piece, range.clone())?;
+        let info = &piece.info;
+        in_pieces(info, range.len(), &|start, target: &mut [u8]| {
+            let len = target.len() / info.dtype.block().1;
+            let tensors = stored.iter().map(|stored| part(stored, start, len)).collect::<Result<Vec<_>>>()?;
+            let at = (range.start + start) / PIECE_LEN;
+            let cuts = cuts.iter().map(|cut| cut.as_ref().map(|cut| cut.at(at))).collect();
+            let merged = self.merge(piece, &[len], &tensors, cuts)?;
+            narrow(&info.name, &merged, info.dtype, target)
+        })
+    }
+
+    /// Where the largest differences of each input end; nothing for methods that do not ask. The last tensor's are kept.
+    fn cuts(&self, piece: &Piece) -> Result<Cuts> {
+        let Reach::Largest(shares) = self.method.reach else { return Ok(Arc::default()) };
+        let Some(shares) = shares(&piece.values) else { return Ok(Arc::default()) };
+        let mut known = self.known_cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, cuts)) = &*known
+            && *name == piece.info.name
+        {
+            return Ok(Arc::clone(cuts));
         }
         let n_values: usize = piece.info.shape.iter().product();
-        let (_, width) = piece.info.dtype.block();
-        let mut target = vec![0u8; n_values * width];
-        let problem: Mutex<Option<Error>> = Mutex::new(None);
-        let note = |error: Error| {
-            let mut problem = problem.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            problem.get_or_insert(error);
-        };
-        let whole = if self.method.by_value {
-            None
-        } else {
-            let tensors = stored.iter().map(|stored| widened(stored, &piece.info));
-            let tensors = tensors.collect::<Result<Vec<_>>>()?;
-            Some(self.merge(piece, &piece.info.shape, &tensors)?)
-        };
-        pool::run_chunks(&mut target, PIECE_LEN * width, &|chunk, target| {
-            let start = chunk * PIECE_LEN;
-            let len = target.len() / width;
-            let result = match &whole {
-                Some(merged) => narrow(name, &merged[start..start + len], piece.info.dtype, target),
-                None => stored
-                    .iter()
-                    .map(|stored| part(stored, start, len))
-                    .collect::<Result<Vec<_>>>()
-                    .and_then(|tensors| self.merge(piece, &[len], &tensors))
-                    .and_then(|merged| narrow(name, &merged, piece.info.dtype, target)),
-            };
-            if let Err(error) = result {
-                note(error);
+        let is_cut = |input: usize| Some(input) != piece.base && shares[input] > 0.0 && shares[input] < 1.0;
+        let counts: Vec<Option<usize>> = (0..piece.inputs.len())
+            .map(|input| is_cut(input).then(|| kept_count(shares[input], n_values)))
+            .collect();
+        let walk = |visit: &Visit| -> Result<()> {
+            for start in (0..n_values).step_by(PART_LEN) {
+                let range = start..n_values.min(start + PART_LEN);
+                let stored = self.stored(piece, range.clone())?;
+                visit_pieces(&stored, range.len(), start / PIECE_LEN, piece.base.unwrap_or(0), visit)?;
             }
-        });
-        match problem.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(SharedBytes::from_vec(target)),
+            Ok(())
+        };
+        let cuts = Arc::new(cuts::find(n_values.div_ceil(PIECE_LEN), &counts, &walk)?);
+        *known = Some((piece.info.name.clone(), Arc::clone(&cuts)));
+        Ok(cuts)
+    }
+}
+
+/// Shows the differences of each input from the base, piece by piece, to as many tasks as there are threads; each task
+/// gets a stretch of its own and its number.
+fn visit_pieces(stored: &[Stored], len: usize, first: usize, base: usize, visit: &Visit) -> Result<()> {
+    let n_pieces = len.div_ceil(PIECE_LEN);
+    let stretch = n_pieces.div_ceil(pool::threads()).max(1);
+    let problem = Problem::default();
+    pool::run(n_pieces.div_ceil(stretch), &|task| {
+        for at in task * stretch..n_pieces.min((task + 1) * stretch) {
+            let start = at * PIECE_LEN;
+            let piece_len = PIECE_LEN.min(len - start);
+            let tensors = stored.iter().map(|stored| part(stored, start, piece_len));
+            match tensors.collect::<Result<Vec<_>>>() {
+                Ok(tensors) => visit(task, first + at, &tensors, &tensors[base]),
+                Err(error) => return problem.note(error),
+            }
         }
+    });
+    problem.into_result()
+}
+
+/// Bytes of `len` values of a tensor's type, made piece by piece on all threads; `make` gets the first value's number.
+fn in_pieces(
+    info: &TensorInfo,
+    len: usize,
+    make: &(dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
+) -> Result<SharedBytes> {
+    let width = info.dtype.block().1;
+    let mut target = vec![0u8; len * width];
+    let problem = Problem::default();
+    pool::run_chunks(&mut target, PIECE_LEN * width, &|chunk, target| {
+        if let Err(error) = make(chunk * PIECE_LEN, target) {
+            problem.note(error);
+        }
+    });
+    problem.into_result().map(|()| SharedBytes::from_vec(target))
+}
+
+/// The first error of several tasks.
+#[derive(Default)]
+struct Problem(Mutex<Option<Error>>);
+
+impl Problem {
+    fn note(&self, error: Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn into_result(self) -> Result<()> {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
 
@@ -138,39 +270,41 @@ pub(crate) fn uniform(seed: u64, name: &str, input: usize, at: usize) -> f64 {
         / (1u64 << 53) as f64
 }
 
-type Stored<'s> = (&'s str, Dtype, SharedBytes);
+/// Values of an input's tensor from number `first` on, as they are stored.
+struct Stored<'s> {
+    name: &'s str,
+    dtype: Dtype,
+    bytes: SharedBytes,
+    first: usize,
+}
 
 /// Values of a stored tensor as f32; refuses those that are not finite.
-fn part((name, dtype, bytes): &Stored, start: usize, len: usize) -> Result<Vec<f32>> {
-    let (block_len, block_bytes) = dtype.block();
+fn part(stored: &Stored, start: usize, len: usize) -> Result<Vec<f32>> {
+    let (block_len, block_bytes) = stored.dtype.block();
     let from = start / block_len * block_bytes;
-    let bytes = &bytes[from..from + len / block_len * block_bytes];
-    let values = values::to_f32(name, *dtype, bytes)?;
+    let bytes = &stored.bytes[from..from + len / block_len * block_bytes];
+    let values = values::to_f32(stored.name, stored.dtype, bytes)?;
     if !values.iter().fold(true, |finite, value| finite & value.is_finite()) {
         let at = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
-        let what = format!("value {} is NaN or infinite; the weights are damaged", start + at);
-        return Err(Error::tensor(*name, what));
+        let at = stored.first + start + at;
+        let what = format!("value {at} is NaN or infinite; the weights are damaged");
+        return Err(Error::tensor(stored.name, what));
     }
     Ok(values)
 }
 
-fn widened(stored: &Stored, info: &TensorInfo) -> Result<Vec<f32>> {
-    let mut values = vec![0f32; info.shape.iter().product()];
-    let problem: Mutex<Option<Error>> = Mutex::new(None);
+fn widened(stored: &Stored, n_values: usize) -> Result<Vec<f32>> {
+    let mut values = vec![0f32; n_values];
+    let problem = Problem::default();
     pool::run_chunks(&mut values, PIECE_LEN, &|chunk, target| match part(
         stored,
         chunk * PIECE_LEN,
         target.len(),
     ) {
         Ok(values) => target.copy_from_slice(&values),
-        Err(error) => {
-            problem.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
-        }
+        Err(error) => problem.note(error),
     });
-    match problem.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(values),
-    }
+    problem.into_result().map(|()| values)
 }
 
 /// Rounds to the stored type; refuses values that it cannot hold.

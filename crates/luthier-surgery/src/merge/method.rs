@@ -17,6 +17,27 @@ pub(crate) enum Base {
     Required,
 }
 
+/// What a merged value depends on.
+#[derive(Clone, Copy)]
+pub(crate) enum Reach {
+    /// The same value of the inputs.
+    Value,
+    /// That, and whether it is among the largest differences from the base: the share that each input keeps, where the
+    /// method's parameters leave it at that.
+    Largest(fn(&[Vec<f64>]) -> Option<Vec<f64>>),
+    /// The whole tensors.
+    Tensor,
+}
+
+/// The smallest of the largest values, those above which are among them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cut {
+    /// A magnitude.
+    pub(crate) threshold: f32,
+    /// How many that are equal to it still belong to the largest, from the first on.
+    pub(crate) equal_left: usize,
+}
+
 /// What is merged into one tensor: the same values of every input, widened to f32.
 pub(crate) struct Group<'g> {
     /// The tensor's name in the result.
@@ -27,6 +48,8 @@ pub(crate) struct Group<'g> {
     pub(crate) tensors: Vec<&'g [f32]>,
     /// Which of them is the base.
     pub(crate) base: Option<usize>,
+    /// Where the largest differences of each input end, where that was found out before.
+    pub(crate) cuts: Vec<Option<Cut>>,
     /// Parameters in the order of the method's list; those of one input hold a value for each, others one.
     pub(crate) values: &'g [Vec<f64>],
     /// Whether a random value survives: input, value's index, probability.
@@ -52,8 +75,7 @@ pub(crate) struct Method {
     pub(crate) base: Base,
     /// Inputs, the base among them.
     pub(crate) inputs: std::ops::RangeInclusive<usize>,
-    /// Each value depends on the same value of the inputs alone.
-    pub(crate) by_value: bool,
+    pub(crate) reach: Reach,
     /// The merged values; an error says what is wrong.
     pub(crate) merge: fn(&Group) -> std::result::Result<Vec<f32>, String>,
 }

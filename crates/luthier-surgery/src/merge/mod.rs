@@ -7,6 +7,7 @@
 //! parent has, shapes that differ, a tied head beside one of its own, weights that are not finite, unknown methods,
 //! parameters and keys, slices of an unknown architecture. Example: `luthier merge ties.yaml runs/merged`.
 
+mod cuts;
 mod karcher;
 mod layers;
 mod linear;
@@ -78,10 +79,13 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
     let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
     let largest = |piece: &pairing::Piece| {
         let values: usize = piece.info.shape.iter().product();
-        let working =
-            if prepared.merged.method.by_value { 0 } else { 4 * values * (2 * piece.inputs.len() + 4) };
+        if let Some(part_bytes) = prepared.merged.part_bytes(&piece.info.name) {
+            // The part that is made, those that wait for the writer, and the inputs' parts.
+            return part_bytes * (4 + piece.inputs.len());
+        }
+        let working = 4 * values * (2 * piece.inputs.len() + 4);
         let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
-        working + stored * (1 + piece.inputs.len())
+        working + stored * (3 + piece.inputs.len())
     };
     plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
     Ok(plan)

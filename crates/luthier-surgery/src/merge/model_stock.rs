@@ -1,14 +1,14 @@
 //! `model_stock`: from the base towards the average of the others, as far as their mean angle says:
 //! t = n cos / (1 + (n-1) cos), for the whole tensor or line by line (`filter_wise`). Paper: arXiv:2403.19522, eq. 5.
 
-use super::method::{Base, Group, Method, dot, flag, lines, norm};
+use super::method::{Base, Group, Method, Reach, dot, flag, lines, norm};
 
 pub(crate) const METHOD: Method = Method {
     name: "model_stock",
     parameters: &[flag("filter_wise", false)],
     base: Base::Required,
     inputs: 3..=usize::MAX,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

@@ -3,7 +3,7 @@
 //!
 //! Source: goddard.blog/posts/multislerp-wow-what-a-cool-idea.
 
-use super::method::{Base, Group, Method, dot, flag, norm, number};
+use super::method::{Base, Group, Method, Reach, dot, flag, norm, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "multislerp",
@@ -14,7 +14,7 @@ pub(crate) const METHOD: Method = Method {
     ],
     base: Base::Optional,
     inputs: 1..=usize::MAX,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

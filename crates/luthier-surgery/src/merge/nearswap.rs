@@ -2,14 +2,14 @@
 //!
 //! Source: the model card of QuartetAnemoi-70B.
 
-use super::method::{Base, Group, Method, number};
+use super::method::{Base, Group, Method, Reach, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "nearswap",
     parameters: &[number("t", false, None)],
     base: Base::Required,
     inputs: 2..=2,
-    by_value: true,
+    reach: Reach::Value,
     merge,
 };
 

@@ -1,7 +1,7 @@
 //! `nuslerp`: SLERP of two tensors by relative weights, on their differences from the base where there is one; whole
 //! (`nuslerp_flatten`, the default), or line by line: along the last axis, or the first (`nuslerp_row_wise`).
 
-use super::method::{Base, Group, Method, dot, flag, lines, norm, number};
+use super::method::{Base, Group, Method, Reach, dot, flag, lines, norm, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "nuslerp",
@@ -12,7 +12,7 @@ pub(crate) const METHOD: Method = Method {
     ],
     base: Base::Optional,
     inputs: 2..=3,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

@@ -1,13 +1,13 @@
 //! `passthrough`: the one input as it is, times `scale` where that is given.
 
-use super::method::{Base, Group, Method, number};
+use super::method::{Base, Group, Method, Reach, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "passthrough",
     parameters: &[number("scale", true, Some(f64::NAN))],
     base: Base::Ignored,
     inputs: 1..=1,
-    by_value: true,
+    reach: Reach::Value,
     merge,
 };
 

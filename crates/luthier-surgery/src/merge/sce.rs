@@ -1,7 +1,7 @@
 //! `sce`: select the values whose differences from the base vary most, calculate each model's weight from the energy of
 //! its differences, erase those of the minority sign. Paper: arXiv:2408.07990.
 
-use super::method::{Base, Group, Method, flag, number};
+use super::method::{Base, Group, Method, Reach, flag, number};
 use super::task_vectors::largest;
 
 pub(crate) const METHOD: Method = Method {
@@ -9,7 +9,7 @@ pub(crate) const METHOD: Method = Method {
     parameters: &[flag("int8_mask", false), number("select_topk", false, Some(1.0))],
     base: Base::Required,
     inputs: 1..=usize::MAX,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

@@ -3,14 +3,14 @@
 //!
 //! Source: Shoemake 1985; threshold of 0.9995 as in mergekit.
 
-use super::method::{Base, Group, Method, dot, norm, number};
+use super::method::{Base, Group, Method, Reach, dot, norm, number};
 
 pub(crate) const METHOD: Method = Method {
     name: "slerp",
     parameters: &[number("t", false, None)],
     base: Base::Required,
     inputs: 2..=2,
-    by_value: false,
+    reach: Reach::Tensor,
     merge,
 };
 

@@ -7,7 +7,7 @@
 //! largest but for outliers (breadcrumbs, arXiv:2312.06795), all (task arithmetic, arXiv:2212.04089). `rescale` brings the
 //! sum of magnitudes back to what it was.
 
-use super::method::{Base, Group, Method, flag, lines, number};
+use super::method::{Base, Cut, Group, Method, Reach, flag, lines, number};
 use super::parameters::Parameter;
 
 /// Order of the parameters below.
@@ -45,7 +45,11 @@ macro_rules! method {
             },
             base: Base::Required,
             inputs: 1..=usize::MAX,
-            by_value: matches!($sparse, Sparse::No),
+            reach: match $sparse {
+                Sparse::No => Reach::Value,
+                Sparse::Magnitude => Reach::Largest(shares),
+                _ => Reach::Tensor,
+            },
             merge: |group| merge(group, $sparse, $ties),
         }
     };
@@ -84,29 +88,38 @@ fn merge(group: &Group, sparse: Sparse, ties: bool) -> Result<Vec<f32>, String> 
     let lambda = group.values[LAMBDA][0] as f32;
     let total: f32 = weights.iter().sum();
     let total = if total.abs() < 1e-8 { 1.0 } else { total };
+    let mut mixed = vec![0f32; base.len()];
+    for delta in &deltas {
+        mixed.iter_mut().zip(delta).for_each(|(sum, value)| *sum += value);
+    }
+    let mut divisors = vec![total; base.len()];
+    if ties {
+        (mixed, divisors) = of_majority(&mixed, &deltas, &weights);
+    }
     let mut merged = base.to_vec();
-    for (at, merged) in merged.iter_mut().enumerate() {
-        let sum: f32 = deltas.iter().map(|delta| delta[at]).sum();
-        let (mut mixed, mut divisor) = (sum, total);
-        if ties {
-            (mixed, divisor) = (0.0, 0.0);
-            for (delta, weight) in deltas.iter().zip(&weights) {
-                let agrees = if sum >= 0.0 { delta[at] > 0.0 } else { delta[at] < 0.0 };
-                if agrees {
-                    mixed += delta[at];
-                    divisor += weight;
-                }
-            }
-            if divisor.abs() < f32::MIN_POSITIVE {
-                divisor = 1.0;
-            }
-        }
-        if normalize {
-            mixed /= divisor;
-        }
+    for ((merged, mixed), divisor) in merged.iter_mut().zip(&mixed).zip(&divisors) {
+        let mixed = if normalize { mixed / divisor } else { *mixed };
         *merged += mixed * lambda;
     }
     Ok(merged)
+}
+
+/// The sums of those differences that have the sign of the whole sum, and of their weights.
+fn of_majority(sums: &[f32], deltas: &[Vec<f32>], weights: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut mixed, mut divisors) = (vec![0f32; sums.len()], vec![0f32; sums.len()]);
+    for (delta, weight) in deltas.iter().zip(weights) {
+        let places = mixed.iter_mut().zip(&mut divisors).zip(sums).zip(delta);
+        for (((mixed, divisor), sum), value) in places {
+            let agrees = ((*sum >= 0.0) & (*value > 0.0)) | ((*sum < 0.0) & (*value < 0.0));
+            // All bits or none: signs are as good as random, and a branch on them is guessed wrong half of the time.
+            let mask = u32::from(agrees).wrapping_neg();
+            *mixed += f32::from_bits(value.to_bits() & mask);
+            *divisor += f32::from_bits(weight.to_bits() & mask);
+        }
+    }
+    let is_none = |divisor: f32| divisor.abs() < f32::MIN_POSITIVE;
+    divisors.iter_mut().for_each(|divisor| *divisor = if is_none(*divisor) { 1.0 } else { *divisor });
+    (mixed, divisors)
 }
 
 /// Keeps the chosen share of the differences of one input, the others become zero.
@@ -119,7 +132,10 @@ fn sparsify(group: &Group, input: usize, sparse: Sparse, delta: &mut [f32]) -> R
     let kept: Vec<bool> = match sparse {
         Sparse::No => return Ok(()),
         Sparse::Magnitude if density <= 0.0 => vec![false; len],
-        Sparse::Magnitude => largest(&magnitudes(delta), ((density * len as f64) as usize).max(1)),
+        Sparse::Magnitude => match group.cuts.get(input).copied().flatten() {
+            Some(cut) => above(&magnitudes(delta), cut),
+            None => largest(&magnitudes(delta), kept_count(density, len)),
+        },
         Sparse::Random => {
             if density < 0.0 {
                 return Err(format!("density: wanted 0 to 1, came {density}"));
@@ -130,10 +146,12 @@ fn sparsify(group: &Group, input: usize, sparse: Sparse, delta: &mut [f32]) -> R
         Sparse::Ranked if density <= 0.0 => vec![false; len],
         Sparse::Ranked => ranked(group, input, delta, density)?,
     };
-    let before: f64 = delta.iter().map(|value| f64::from(value.abs())).sum();
-    delta.iter_mut().zip(&kept).filter(|(_, kept)| !**kept).for_each(|(value, _)| *value = 0.0);
-    if group.values[RESCALE][0] > 0.0 {
-        let after: f64 = delta.iter().map(|value| f64::from(value.abs())).sum();
+    let rescales = group.values[RESCALE][0] > 0.0;
+    let sum = |delta: &[f32]| delta.iter().map(|value| f64::from(value.abs())).sum::<f64>();
+    let before = if rescales { sum(delta) } else { 0.0 };
+    delta.iter_mut().zip(&kept).for_each(|(value, kept)| *value = if *kept { *value } else { 0.0 });
+    if rescales {
+        let after = sum(delta);
         if before >= 1e-7 && after >= 1e-7 {
             let scale = (before / after) as f32;
             delta.iter_mut().for_each(|value| *value *= scale);
@@ -144,6 +162,16 @@ fn sparsify(group: &Group, input: usize, sparse: Sparse, delta: &mut [f32]) -> R
 
 fn magnitudes(delta: &[f32]) -> Vec<f32> {
     delta.iter().map(|value| value.abs()).collect()
+}
+
+/// The share of each input's differences that is kept; none where what is dropped changes the scale of the rest.
+fn shares(values: &[Vec<f64>]) -> Option<Vec<f64>> {
+    (values[RESCALE][0] <= 0.0).then(|| values[DENSITY].clone())
+}
+
+/// How many of `len` values a share between 0 and 1 keeps.
+pub(crate) fn kept_count(density: f64, len: usize) -> usize {
+    ((density * len as f64) as usize).max(1)
 }
 
 /// Which values are among the `count` largest; of equal ones the first.
@@ -157,13 +185,24 @@ pub(crate) fn largest(values: &[f32], count: usize) -> Vec<bool> {
     let mut order = values.to_vec();
     let (_, threshold, _) = order.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
     let threshold = *threshold;
-    let above = values.iter().filter(|value| **value > threshold).count();
-    let mut equal_left = count - above;
+    let n_above = values.iter().filter(|value| **value > threshold).count();
+    above(values, Cut { threshold, equal_left: count - n_above })
+}
+
+/// Which values are above the cut, or equal to it and among the first of those.
+pub(crate) fn above(values: &[f32], Cut { threshold, mut equal_left }: Cut) -> Vec<bool> {
+    // Where all or none of those that are equal are kept, as nearly everywhere, no value depends on the ones before it.
+    let n_equal = values.iter().filter(|value| **value == threshold).count();
+    if equal_left >= n_equal {
+        return values.iter().map(|value| *value >= threshold).collect();
+    }
+    if equal_left == 0 {
+        return values.iter().map(|value| *value > threshold).collect();
+    }
     let keep = |value: &f32| {
-        let equal = value.total_cmp(&threshold).is_eq();
-        let taken = *value > threshold || (equal && equal_left > 0);
-        equal_left -= usize::from(equal && equal_left > 0);
-        taken
+        let equal = *value == threshold && equal_left > 0;
+        equal_left -= usize::from(equal);
+        equal || *value > threshold
     };
     values.iter().map(keep).collect()
 }
