@@ -1,9 +1,14 @@
-//! `cargo xtask golden`: makes the golden files again with tools/golden and the pinned Python environment.
+//! `cargo xtask golden`: makes the golden files again with tools/golden and the pinned Python environments.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::python_env::{BITSANDBYTES, Environment, MERGEKIT, TRANSFORMERS};
+
+/// A part of another script.
+const PART: &str = "joined";
 
 /// Runs every script of tools/golden, or those whose names (without .py) are given, from the repository's root.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -11,7 +16,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut scripts = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "py") {
+        if path.extension().is_some_and(|extension| extension == "py") && stem(&path) != PART {
             scripts.push(path);
         }
     }
@@ -24,12 +29,25 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             known()
         );
     }
-    let interpreter = crate::python_env::interpreter()?;
     for script in scripts.iter().filter(|path| arguments.is_empty() || arguments.contains(&stem(path))) {
         println!("{}", script.display());
-        crate::python_env::succeed(Command::new(&interpreter).arg(script).current_dir(crate::root()))?;
+        let mut command = Command::new(environment(&stem(script)).interpreter()?);
+        command.arg(script).arg("golden").current_dir(crate::root());
+        if stem(script) == "quantize" {
+            command.env(crate::llama_cpp::VARIABLE, crate::llama_cpp::build()?.programs());
+        }
+        crate::python_env::succeed(&mut command)?;
     }
     Ok(())
+}
+
+/// Where a script finds what it imports.
+fn environment(script: &str) -> &'static Environment {
+    match script {
+        "merge" => &MERGEKIT,
+        "bits_and_bytes" => &BITSANDBYTES,
+        _ => &TRANSFORMERS,
+    }
 }
 
 fn stem(path: &Path) -> String {

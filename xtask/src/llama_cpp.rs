@@ -16,7 +16,7 @@ const SHA256: &str = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db276
 const TARGETS: [&str; 4] = ["llama-completion", "llama-perplexity", "llama-bench", "llama-quantize"];
 
 /// The environment variable that names a folder in which the programs are already.
-const VARIABLE: &str = "LUTHIER_LLAMA_CPP";
+pub(crate) const VARIABLE: &str = "LUTHIER_LLAMA_CPP";
 
 /// Built programs of llama.cpp.
 pub(crate) struct LlamaCpp {
@@ -55,6 +55,11 @@ pub(crate) fn build() -> Result<LlamaCpp> {
 }
 
 impl LlamaCpp {
+    /// The folder that they lie in.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// The greedy continuation of a prompt, taken literally, up to the first end token.
     pub(crate) fn complete(&self, model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
         let mut command = Command::new(self.programs.join("llama-completion"));

@@ -9,6 +9,7 @@ mod gen_docs;
 mod golden;
 mod llama_cpp;
 mod parity;
+mod parity_surgery;
 mod python_env;
 mod tidy;
 
@@ -20,13 +21,22 @@ type Verb = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
 /// Sorted by name.
 const VERBS: &[Verb] = &[
-    ("bench", "our speed beside a peer, interleaved: bench train", bench::run),
+    ("bench", "our speed beside a peer, interleaved: bench train, bench surgery", bench::run),
     ("ci", "everything that must pass: tests, format, clippy, tidy, generated docs, rustdoc", ci::run),
     ("fetch-models", "fetch the real models that recipes use into models/cache/", fetch_models::run),
     ("gen", "write docs/verbs.md and its siblings from the code; --check only compares", gen_docs::run),
     ("golden", "make the golden files again: all, or those named", golden::run),
     ("parity", "compare the program with transformers and llama.cpp on SmolLM2", parity::run),
-    ("python-env", "set up the pinned Python environment that golden files come from", python_env::run),
+    (
+        "parity-surgery",
+        "compare merges with mergekit's, and what more of the kind there is",
+        parity_surgery::run,
+    ),
+    (
+        "python-env",
+        "set up a pinned Python environment: transformers, mergekit, bitsandbytes",
+        python_env::run,
+    ),
     ("tidy", "check what no compiler does: file budgets, crate arrows, links, blobs", tidy::run),
 ];
 

@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let work = root.join("target/parity");
     std::fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     let gguf = crate::fetch_models::smollm2()?;
-    let python = crate::python_env::interpreter()?;
+    let python = crate::python_env::TRANSFORMERS.interpreter()?;
     succeed(Command::new("cargo").args(["build", "--release", "--package", "luthier"]).current_dir(&root))?;
     let setting = Setting {
         luthier: root.join("target/release/luthier"),
