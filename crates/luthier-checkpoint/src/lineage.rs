@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::ledger::LedgerSummary;
+use crate::mapped::MappedFile;
 use crate::{Error, Gguf, Result, folder};
 
 /// The record's name in a folder.
@@ -21,6 +22,9 @@ pub const LINEAGE_KEY: &str = "luthier.lineage";
 
 /// The version of the record's form that this program writes.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// What is mapped of a file at once to hash it.
+const MAPPED_BYTES: usize = 4 << 20;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -179,9 +183,19 @@ impl Parent {
 
 /// Length and SHA-256 (lower-case hexadecimal) of a file, read in pieces.
 pub fn sha256_of_file(path: &Path) -> Result<(u64, String)> {
-    let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
+    let metadata = file.metadata().map_err(|source| Error::io(path, source))?;
+    if metadata.is_file() && metadata.len() > MAPPED_BYTES as u64 {
+        // Copying a large file out of the page cache takes half as long as hashing it.
+        let mapped = MappedFile::open(path)?;
+        let len = mapped.bytes().len();
+        for start in (0..len).step_by(MAPPED_BYTES) {
+            hasher.update(&mapped.share_now(start..len.min(start + MAPPED_BYTES))[..]);
+        }
+        return Ok((len as u64, hex(&hasher.finalize())));
+    }
+    let mut buffer = vec![0u8; 1 << 17];
     let mut size_bytes = 0;
     loop {
         match file.read(&mut buffer).map_err(|source| Error::io(path, source))? {

@@ -67,6 +67,15 @@ impl MappedFile {
         let piece = Piece { file: self.clone(), range };
         SharedBytes::new(Arc::new(piece), 0..len).expect("a piece is as long as its range")
     }
+
+    /// As [`MappedFile::share`], for a piece that is wanted as a whole and at once: its pages come in one go, where the
+    /// system can do that, and not one by one as they are touched.
+    pub fn share_now(self: &Arc<MappedFile>, range: Range<usize>) -> SharedBytes {
+        #[cfg(target_os = "linux")]
+        // A refusal leaves them to come one by one.
+        let _ = self.map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+        self.share(range)
+    }
 }
 
 struct Piece {

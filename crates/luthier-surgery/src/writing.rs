@@ -1,6 +1,7 @@
 //! Writes what a verb made: tensors one at a time, every one accounted for, checked, then lineage, then the name.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
@@ -11,6 +12,7 @@ use luthier_checkpoint::{
     Checkpoint, Ledger, LedgerSummary, Lineage, Output, TensorInfo, TensorSink, TensorSource, json, lineage,
 };
 use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::pool;
 use serde_json::{Map, Value};
 
 use crate::view::find;
@@ -218,9 +220,26 @@ fn make_tensors<'t>(
     Ok(())
 }
 
-/// The inputs with the hashes of their files.
+/// The inputs with the hashes of their files; as many at a time as there are threads.
 fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
-    inputs.iter().map(|input| input.parent()).collect()
+    let next = AtomicUsize::new(0);
+    let hash = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(input) = inputs.get(at) else { return done };
+            done.push((at, input.parent()));
+        }
+    };
+    let mut all = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..pool::threads().min(inputs.len())).map(|_| scope.spawn(hash)).collect();
+        let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(join).collect::<Vec<_>>()
+    });
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, parent)| parent).collect()
 }
 
 /// The record of a job.

@@ -98,7 +98,10 @@ impl Bench {
             }
             let bytes: u64 =
                 inputs.iter().map(|input| folder_bytes(&self.place(input))).sum::<Result<u64>>()?;
-            self.conclude(&format!("merge-{name}"), bytes, ours, ("cp", theirs))?;
+            let written = folder_bytes(&self.place("a"))?;
+            // cp writes as much as it reads, a merge less.
+            let moved = (bytes + written) as f64 / (2 * bytes) as f64;
+            self.conclude(&format!("merge-{name}"), bytes, moved, ours, ("cp", theirs))?;
         }
         Ok(())
     }
@@ -127,7 +130,7 @@ impl Bench {
                 self.clean("ours.gguf")?;
                 self.say_round(&format!("quantize {kind}"), round, &ours, "llama-quantize", &theirs);
             }
-            self.conclude(&format!("quantize-{kind}"), bytes, ours, ("llama-quantize", theirs))?;
+            self.conclude(&format!("quantize-{kind}"), bytes, 1.0, ours, ("llama-quantize", theirs))?;
         }
         Ok(())
     }
@@ -138,20 +141,25 @@ impl Bench {
         say(&format!("{what}, round {round}: luthier {ours:.2} s, {peer} {theirs:.2} s"));
     }
 
-    /// Medians, and the file with the figures. `bytes` are those of the inputs.
+    /// Medians, and the file with the figures. `bytes` are those of the inputs; `moved` is how many bytes we read and write
+    /// for each that the peer does.
     fn conclude(
         &self,
         name: &str,
         bytes: u64,
+        moved: f64,
         ours: Vec<Value>,
         (peer, theirs): (&str, Vec<Value>),
     ) -> Result<()> {
         let ratio = median(&theirs, "seconds")? / median(&ours, "seconds")?;
         let memory_bytes = median(&ours, "peak_rss_bytes")?;
         let megabytes = memory_bytes / 1e6;
-        say(&format!("{name}: {ratio:.2} x the speed of {peer}, peak memory {megabytes:.0} MB"));
+        let by_bytes = ratio * moved;
+        say(&format!(
+            "{name}: {ratio:.2} x the speed of {peer} by input, {by_bytes:.2} x by bytes read and written, peak memory {megabytes:.0} MB"
+        ));
         let summary = json!({
-            "input_bytes": bytes, "rounds": self.rounds, "threads": self.threads, "speed_ratio": ratio,
+            "input_bytes": bytes, "rounds": self.rounds, "threads": self.threads, "speed_ratio": ratio, "speed_ratio_by_bytes_moved": by_bytes,
             "peak_rss_bytes": memory_bytes, "luthier": ours, peer: theirs,
         });
         write_run(name, &summary)

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::INDEX_NAME;
+use crate::early_sync::EarlySync;
 use crate::{Dtype, Error, Result, TensorInfo, TensorSink};
 
 /// A file, or the shards of a folder, being written.
@@ -16,6 +17,7 @@ pub struct SafetensorsWriter {
     shard_of: HashMap<String, usize>,
     /// The index to write at the end, where there is more than one shard.
     index: Option<(PathBuf, Vec<u8>)>,
+    early_sync: EarlySync,
 }
 
 struct Shard {
@@ -39,7 +41,12 @@ impl SafetensorsWriter {
             return SafetensorsWriter::create_file(&folder.join("model.safetensors"), infos, metadata);
         }
         refuse_twice(infos)?;
-        let mut writer = SafetensorsWriter { shards: Vec::new(), shard_of: HashMap::new(), index: None };
+        let mut writer = SafetensorsWriter {
+            shards: Vec::new(),
+            shard_of: HashMap::new(),
+            index: None,
+            early_sync: EarlySync::default(),
+        };
         let mut weight_map = Map::new();
         let mut total_size = 0usize;
         for (shard_idx, group) in groups.iter().enumerate() {
@@ -65,13 +72,21 @@ impl SafetensorsWriter {
         refuse_twice(infos)?;
         let shard = Shard::create(path, infos, metadata)?;
         let shard_of = infos.iter().map(|info| (info.name.clone(), 0)).collect();
-        Ok(SafetensorsWriter { shards: vec![shard], shard_of, index: None })
+        Ok(SafetensorsWriter { shards: vec![shard], shard_of, index: None, early_sync: EarlySync::default() })
     }
 
     /// Writes the next bytes of an announced tensor, whose parts come in order.
     pub fn write_part(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let shard = self.shard(name)?;
-        shard.write_part(name, bytes)
+        shard.write_part(name, bytes)?;
+        self.note(name, bytes.len());
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, len: usize) {
+        if let Some(shard) = self.shard_of.get(name) {
+            self.early_sync.wrote(&self.shards[*shard].file, len);
+        }
     }
 
     fn shard(&mut self, name: &str) -> Result<&mut Shard> {
@@ -87,7 +102,9 @@ impl SafetensorsWriter {
 
 impl TensorSink for SafetensorsWriter {
     fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.shard(name)?.write(name, bytes)
+        self.shard(name)?.write(name, bytes)?;
+        self.note(name, bytes.len());
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -96,6 +113,9 @@ impl TensorSink for SafetensorsWriter {
                 return Err(Error::tensor(name, format!("was never written to {}", shard.path.display())));
             }
             shard.file.flush().map_err(|source| Error::io(&shard.path, source))?;
+        }
+        if let Some(shard) = self.shards.first() {
+            self.early_sync.finish().map_err(|source| Error::io(&shard.path, source))?;
         }
         if let Some((path, bytes)) = &self.index {
             std::fs::write(path, bytes).map_err(|source| Error::io(path, source))?;

@@ -53,6 +53,11 @@ impl Merged {
         same_type && (unscaled || !piece.info.dtype.is_float())
     }
 
+    /// Whether a tensor's largest differences are looked for before it is merged.
+    pub(crate) fn is_cut(&self, piece: &Piece) -> bool {
+        matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
+    }
+
     /// Merges values of all inputs, whole tensors or the same piece of each.
     fn merge(
         &self,
@@ -190,33 +195,40 @@ impl Merged {
         let counts: Vec<Option<usize>> = (0..piece.inputs.len())
             .map(|input| is_cut(input).then(|| kept_count(shares[input], n_values)))
             .collect();
-        let walk = |visit: &Visit| -> Result<()> {
+        let walk = |step: usize, visit: &Visit| -> Result<()> {
             for start in (0..n_values).step_by(PART_LEN) {
                 let range = start..n_values.min(start + PART_LEN);
                 let stored = self.stored(piece, range.clone())?;
-                visit_pieces(&stored, range.len(), start / PIECE_LEN, piece.base.unwrap_or(0), visit)?;
+                let base = piece.base.unwrap_or(0);
+                visit_pieces(&stored, range.len(), start / PIECE_LEN, step, &|task, at, tensors| {
+                    visit(task, at, tensors, &tensors[base]);
+                })?;
             }
             Ok(())
         };
-        let cuts = Arc::new(cuts::find(n_values.div_ceil(PIECE_LEN), &counts, &walk)?);
+        let cuts = Arc::new(cuts::find(n_values, n_values.div_ceil(PIECE_LEN), &counts, &walk)?);
         *known = Some((piece.info.name.clone(), Arc::clone(&cuts)));
         Ok(cuts)
     }
 }
 
-/// Shows the differences of each input from the base, piece by piece, to as many tasks as there are threads; each task
-/// gets a stretch of its own and its number.
-fn visit_pieces(stored: &[Stored], len: usize, first: usize, base: usize, visit: &Visit) -> Result<()> {
+/// Gets a task's number, a piece's number, and all inputs' values of it.
+type Show<'s> = dyn Fn(usize, usize, &[Vec<f32>]) + Sync + 's;
+
+/// Shows the values of each input to as many tasks as there are threads, in pieces, of which those whose number is a
+/// multiple of `step`; each task gets a stretch of its own and its number.
+fn visit_pieces(stored: &[Stored], len: usize, first: usize, step: usize, visit: &Show) -> Result<()> {
     let n_pieces = len.div_ceil(PIECE_LEN);
     let stretch = n_pieces.div_ceil(pool::threads()).max(1);
     let problem = Problem::default();
     pool::run(n_pieces.div_ceil(stretch), &|task| {
-        for at in task * stretch..n_pieces.min((task + 1) * stretch) {
+        let own = task * stretch..n_pieces.min((task + 1) * stretch);
+        for at in own.filter(|at| (first + at).is_multiple_of(step)) {
             let start = at * PIECE_LEN;
             let piece_len = PIECE_LEN.min(len - start);
             let tensors = stored.iter().map(|stored| part(stored, start, piece_len));
             match tensors.collect::<Result<Vec<_>>>() {
-                Ok(tensors) => visit(task, first + at, &tensors, &tensors[base]),
+                Ok(tensors) => visit(task, first + at, &tensors),
                 Err(error) => return problem.note(error),
             }
         }

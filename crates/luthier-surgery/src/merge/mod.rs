@@ -80,8 +80,9 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
     let largest = |piece: &pairing::Piece| {
         let values: usize = piece.info.shape.iter().product();
         if let Some(part_bytes) = prepared.merged.part_bytes(&piece.info.name) {
-            // The part that is made, those that wait for the writer, and the inputs' parts.
-            return part_bytes * (4 + piece.inputs.len());
+            // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
+            let cut = if prepared.merged.is_cut(piece) { values / 2 * piece.inputs.len() } else { 0 };
+            return part_bytes * (4 + piece.inputs.len()) + cut;
         }
         let working = 4 * values * (2 * piece.inputs.len() + 4);
         let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
