@@ -3,6 +3,7 @@
 //! Slow; each job sets up the Python environment that it needs. What they make lies under target/parity-surgery.
 
 mod merge;
+mod quantize;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,10 @@ use crate::python_env::succeed;
 type Job = (&'static str, &'static str, fn(&Path, &Path) -> Result<Vec<Check>>);
 
 /// Sorted by name.
-const JOBS: &[Job] = &[("merge", "every method of merge beside mergekit", merge::run)];
+const JOBS: &[Job] = &[
+    ("merge", "every method of merge beside mergekit", merge::run),
+    ("quantize", "every ggml type beside llama-quantize", quantize::run),
+];
 
 /// One comparison.
 pub(crate) struct Check {

@@ -6,6 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_ALIGNMENT, GgufArray, GgufValue};
+use crate::early_sync::EarlySync;
 use crate::{Error, Result, TensorInfo, TensorSink};
 
 /// ggml keeps names in 64 bytes, a closing zero among them.
@@ -17,6 +18,7 @@ pub struct GgufWriter {
     file: File,
     missing: HashMap<String, (u64, usize)>,
     len: u64,
+    early_sync: EarlySync,
 }
 
 impl GgufWriter {
@@ -33,7 +35,8 @@ impl GgufWriter {
                 return Err(Error::tensor(&info.name, "would stand twice in the file"));
             }
         }
-        Ok(GgufWriter { path: path.to_path_buf(), file, missing, len: data_start + data_len })
+        let len = data_start + data_len;
+        Ok(GgufWriter { path: path.to_path_buf(), file, missing, len, early_sync: EarlySync::default() })
     }
 
     /// Writes the header again with other metadata of the same length: what was not known at the beginning is filled in.
@@ -59,7 +62,9 @@ impl TensorSink for GgufWriter {
         self.file
             .seek(SeekFrom::Start(offset))
             .and_then(|_| self.file.write_all(bytes))
-            .map_err(|source| Error::io(&self.path, source))
+            .map_err(|source| Error::io(&self.path, source))?;
+        self.early_sync.wrote(&self.file, bytes.len());
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -70,6 +75,7 @@ impl TensorSink for GgufWriter {
         self.file
             .set_len(self.len)
             .and_then(|()| self.file.flush())
+            .and_then(|()| self.early_sync.finish())
             .map_err(|source| Error::io(&self.path, source))
     }
 }

@@ -25,6 +25,17 @@ pub(super) fn side_by_side<const N: usize>(parts: [&[f32]; 16]) -> [Lanes; N] {
     lanes
 }
 
+/// The whole part of a number, which codes keep far below a thousand: the conversion that is safe for all numbers is not
+/// made vector instructions of.
+#[inline(always)]
+pub(super) fn whole(value: f32) -> i32 {
+    const LIMIT: f32 = 1024.0;
+    let value = if value > -LIMIT { value } else { -LIMIT };
+    let value = if value < LIMIT { value } else { LIMIT };
+    // SAFETY: neither NaN, which the first line makes -LIMIT, nor out of the range of i32.
+    unsafe { value.to_int_unchecked() }
+}
+
 /// To the nearest whole number, to even on a tie. Exact for magnitudes up to 2^22.
 #[inline(always)]
 pub(super) fn nearest(value: f32) -> f32 {

@@ -1,6 +1,6 @@
 //! The stages that Q2_K to Q6_K share: groups side by side, the scale of a block's scales, values in stored scales.
 
-use super::fit::{Lanes, Search, Signed, between, fit_positive, fit_signed, nearest, side_by_side};
+use super::fit::{Lanes, Search, Signed, between, fit_positive, fit_signed, nearest, side_by_side, whole};
 use super::floats::f16_at;
 use super::quantize_legacy::put_half;
 
@@ -83,7 +83,7 @@ pub(super) fn round_affine(values: &[f32], scale: f32, below: f32, top: f32, cod
         return;
     }
     for (code, value) in codes.iter_mut().zip(values) {
-        *code = between(0.0, nearest((value + below) / scale), top) as i32 as u8;
+        *code = whole(between(0.0, nearest((value + below) / scale), top)) as u8;
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) fn round_signed(values: &[f32], scale: f32, n: f32, codes: &mut [u8])
         return;
     }
     for (code, value) in codes.iter_mut().zip(values) {
-        *code = (between(-n, nearest(value / scale), n - 1.0) + n) as i32 as u8;
+        *code = whole(between(-n, nearest(value / scale), n - 1.0) + n) as u8;
     }
 }
 
@@ -111,7 +111,7 @@ pub(super) fn put_codes<const N: usize>(
         if block < BATCH {
             let start = lane % a_block * N;
             for i in 0..N {
-                batch_codes[block][start + i] = codes[i][lane] as i32 as u8;
+                batch_codes[block][start + i] = whole(codes[i][lane]) as u8;
             }
         }
     }
@@ -129,7 +129,7 @@ fn shares<const GROUPS: usize>(values: &[f32; GROUPS], top: f32) -> (f32, [u8; G
     let inverse = if largest > 0.0 { top / largest } else { 0.0 };
     let mut codes = [0u8; GROUPS];
     for (code, value) in codes.iter_mut().zip(values) {
-        *code = between(0.0, nearest(inverse * value), top) as i32 as u8;
+        *code = whole(between(0.0, nearest(inverse * value), top)) as u8;
     }
     (largest / top, codes)
 }
@@ -157,7 +157,7 @@ pub(super) fn second_stage<const GROUPS: usize>(
     let scales = fit_positive(top, &blocks_side_by_side(&groups.scales), &weights);
     let minima = fit_positive(top, &blocks_side_by_side(&groups.below), &weights);
     for (block, second) in second.iter_mut().enumerate().take(n_blocks) {
-        let codes = |fit: &Signed<GROUPS>| std::array::from_fn(|group| fit.codes[group][block] as i32 as u8);
+        let codes = |fit: &Signed<GROUPS>| std::array::from_fn(|group| whole(fit.codes[group][block]) as u8);
         *second = (scales.scale[block], codes(&scales), minima.scale[block], codes(&minima));
     }
     second
@@ -187,7 +187,7 @@ pub(super) fn signed_second_stage(
         let weights = blocks_side_by_side(&groups.weights);
         let fit = fit_signed(32.0, &blocks_side_by_side(&groups.scales), &weights);
         for (block, second) in second.iter_mut().enumerate().take(n_blocks) {
-            *second = (fit.scale[block], std::array::from_fn(|group| fit.codes[group][block] as i32 as u8));
+            *second = (fit.scale[block], std::array::from_fn(|group| whole(fit.codes[group][block]) as u8));
         }
         return second;
     }
@@ -202,7 +202,7 @@ pub(super) fn signed_second_stage(
             let inverse = -32.0 / first;
             let codes =
                 groups.scales[block].map(|scale| between(-32.0, nearest(inverse * scale), 31.0) + 32.0);
-            *second = (1.0 / inverse, codes.map(|code| code as i32 as u8));
+            *second = (1.0 / inverse, codes.map(|code| whole(code) as u8));
         }
     }
     second

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use super::fit::{Affine, Lanes, Search, Signed, fit_affine, fit_signed, side_by_side};
-use super::quantize_legacy::{put_fifths, put_half, put_pairs};
+use super::fit::{Lanes, Search, fit_affine, fit_signed, side_by_side};
+use super::quantize_legacy::{put_affine, put_signed};
 use super::{BlockType, dequantize, narrow_bf16, narrow_f16, quantize_k, quantize_legacy, ternary};
 use crate::pool::{self, Shared};
 use crate::simd::dispatch;
@@ -182,6 +182,15 @@ fn all_finite_body<const FMA: bool>(values: &[f32]) -> bool {
     values.iter().fold(true, |finite, value| finite & value.is_finite())
 }
 
+dispatch! {
+    fn all_in_reach(values: &[f32]) -> bool = all_in_reach_body
+}
+
+#[inline(always)]
+fn all_in_reach_body<const FMA: bool>(values: &[f32]) -> bool {
+    values.iter().fold(true, |fits, value| fits & (value.abs() <= OUT_OF_REACH))
+}
+
 /// No quantised type reaches such magnitudes; well below, the searches' sums overflow.
 const OUT_OF_REACH: f32 = 1e9;
 
@@ -196,8 +205,9 @@ fn find_unfit(to: BlockType, bytes: &[u8], values: &[f32]) -> Option<Unfit> {
         }
         _ => {
             let (at, count) = to.scales()?;
-            if let Some(at) = values.iter().position(|value| value.abs() > OUT_OF_REACH) {
-                return Some(Unfit::TooLarge(at));
+            if !all_in_reach(values) {
+                let at = values.iter().position(|value| value.abs() > OUT_OF_REACH);
+                return Some(Unfit::TooLarge(at.unwrap_or(0)));
             }
             let mut blocks = bytes.chunks_exact(to.block_bytes());
             blocks.position(|block| block[at..at + 2 * count].chunks_exact(2).any(is_bad))
@@ -313,34 +323,6 @@ fn weighted_row_body<const FMA: bool>(to: BlockType, row: &[f32], importance: &[
             }
         }
     }
-}
-
-#[inline(always)]
-fn put_signed(found: &Signed<32>, bytes: &mut [u8], block_bytes: usize) {
-    for (lane, block) in bytes.chunks_exact_mut(block_bytes).enumerate() {
-        put_half(&mut block[..2], found.scale[lane]);
-        put_found(&found.codes, lane, &mut block[2..]);
-    }
-}
-
-#[inline(always)]
-fn put_affine(found: &Affine<32>, bytes: &mut [u8], block_bytes: usize) {
-    for (lane, block) in bytes.chunks_exact_mut(block_bytes).enumerate() {
-        put_half(&mut block[..2], found.scale[lane]);
-        put_half(&mut block[2..4], -found.below[lane]);
-        put_found(&found.codes, lane, &mut block[4..]);
-    }
-}
-
-/// Codes of four bits are 16 bytes; those of five are 20, the fifth bits first.
-#[inline(always)]
-fn put_found(codes: &[Lanes; 32], lane: usize, bytes: &mut [u8]) {
-    let codes = codes.map(|codes| codes[lane] as i32 as u8);
-    let fifths_len = bytes.len() - 16;
-    if fifths_len > 0 {
-        put_fifths(&mut bytes[..fifths_len], &codes);
-    }
-    put_pairs(&mut bytes[fifths_len..], &codes);
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! llama.cpp's reference bit for bit (see blocks/fit.rs), infinitely small groups aside.
 
 use super::fit::{Affine, Lanes, NEGLIGIBLE, Search, Signed, between, nearest};
-use super::fit::{fit_affine, fit_signed, refine_signed, side_by_side};
+use super::fit::{fit_affine, fit_signed, refine_signed, side_by_side, whole};
 use super::k_stages::{
     BATCH, Groups, LEN, groups, put_codes, root_mean_square_and_magnitude, round_affine, round_signed,
     second_stage, signed_second_stage, stored, sum_of_squares, totals, weighted, weighted_search, weights_of,
@@ -262,7 +262,7 @@ pub(super) fn quantize_q6_k(
         let codes = &mut codes[0];
         for group in 0..16 {
             let small = between(-128.0, nearest(inverse * scales[group]), 127.0);
-            bytes[192 + group] = small as i32 as u8;
+            bytes[192 + group] = whole(small) as u8;
             let values = &values[group * 16..][..16];
             round_signed(values, scale * small, 32.0, &mut codes[group * 16..][..16]);
         }
