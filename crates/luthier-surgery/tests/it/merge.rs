@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use luthier_checkpoint::safetensors::SafetensorsFile;
-use luthier_checkpoint::{Checkpoint, Dtype, Lineage, TensorSource, values};
+use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
+use luthier_checkpoint::{Checkpoint, Dtype, Lineage, TensorSink, TensorSource, values};
 use luthier_surgery::Input;
 use luthier_surgery::merge::{Options, Recipe, methods, plan, run};
 use serde_json::{Value, json};
@@ -246,4 +246,52 @@ fn what_does_not_go_together_is_refused() {
     write(&at("tied2"), &config("llama", 12, 9), Dtype::F32, 3);
     zero["models"][0]["parameters"] = json!({"weight": -1});
     check(zero, "the weights add up to 0");
+}
+
+/// Writes the tensors of a model again as shards of at most that many bytes.
+fn shard(from: &Path, to: &Path, max_bytes: usize) {
+    let model = Checkpoint::open_folder(from).unwrap();
+    std::fs::create_dir_all(to).unwrap();
+    let infos = model.tensors.infos();
+    let metadata = SafetensorsWriter::pt_metadata();
+    let mut writer = SafetensorsWriter::create(to, infos, &metadata, Some(max_bytes)).unwrap();
+    for info in infos {
+        writer.write(&info.name, &model.tensors.read(&info.name).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+    std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+}
+
+#[test]
+fn shards_and_types_of_the_inputs_do_not_matter() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    write(&at("a"), &config("llama", 12, 9), Dtype::F16, 1);
+    write(&at("b"), &config("llama", 12, 9), Dtype::BF16, 2);
+    shard(&at("a"), &at("a-shards"), 700);
+    assert!(names(&at("a-shards")).len() > 4, "several shards");
+    // The values of `a` are all f32 values too, so that nothing is rounded on the way.
+    let merged = |a: &str, dtype: Option<&str>| {
+        let mut value = json!({"merge_method": "ties", "base_model": a, "models": [
+            {"model": "b", "parameters": {"weight": 0.7, "density": 0.6}}]});
+        if let Some(dtype) = dtype {
+            value["dtype"] = json!(dtype);
+        }
+        let recipe = recipe(value);
+        let out = at(&format!("out-{a}-{}", dtype.unwrap_or("none")));
+        run(&recipe, &opened(&recipe, home.path()), &out, &options()).unwrap();
+        Checkpoint::open_folder(&out).unwrap()
+    };
+    let whole = merged("a", None);
+    let sharded = merged("a-shards", None);
+    let half = merged("a", Some("float16"));
+    for info in whole.tensors.infos() {
+        // f16 with bf16 becomes the type that holds both.
+        assert_eq!(info.dtype, Dtype::F32, "{}", info.name);
+        let values = values_of(whole.tensors.as_ref(), &info.name);
+        assert_eq!(values, values_of(sharded.tensors.as_ref(), &info.name), "{}", info.name);
+        for (value, half) in values.iter().zip(values_of(half.tensors.as_ref(), &info.name)) {
+            assert!((value - half).abs() <= value.abs() / 2048.0 + 1e-7, "{}: {value} and {half}", info.name);
+        }
+    }
 }

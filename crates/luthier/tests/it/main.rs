@@ -3,6 +3,7 @@
 
 mod commands;
 mod merge;
+mod outputs;
 mod recipes;
 mod refusals;
 mod resume;
