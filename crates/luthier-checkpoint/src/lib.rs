@@ -5,8 +5,8 @@
 pub mod bitsandbytes;
 pub mod checkpoint;
 pub mod dtype;
-pub mod early_sync;
-mod error;
+mod early_sync;
+pub mod error;
 pub mod folder;
 pub mod gguf;
 pub mod hub;

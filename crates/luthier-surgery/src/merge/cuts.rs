@@ -54,7 +54,7 @@ pub(crate) fn find(
 ) -> Result<Vec<Option<TensorCut>>> {
     let cut: Vec<(usize, usize)> =
         counts.iter().enumerate().filter_map(|(input, count)| Some((input, (*count)?))).collect();
-    if cut.is_empty() {
+    if cut.is_empty() || n_values == 0 {
         return Ok(counts.iter().map(|_| None).collect());
     }
     let step = (n_pieces / SAMPLED_PIECES).max(1);
@@ -62,7 +62,7 @@ pub(crate) fn find(
     if found.is_none() {
         found = within(n_values, n_pieces, &cut, 1, walk)?;
     }
-    let mut found = found.unwrap_or_default().into_iter();
+    let mut found = found.expect("all pieces together say what they hold").into_iter();
     Ok(counts.iter().map(|count| count.and_then(|_| found.next())).collect())
 }
 
@@ -278,6 +278,12 @@ mod tests {
         let magnitudes: Vec<f32> =
             values.iter().zip(base).map(|(value, base)| (value - base).abs()).collect();
         largest(&magnitudes, count)
+    }
+
+    #[test]
+    fn a_tensor_without_values_has_no_cut() {
+        let nothing = |_: usize, _: &Visit| -> Result<()> { Ok(()) };
+        assert_eq!(find(0, 0, &[None, Some(1)], &nothing).unwrap(), [None, None]);
     }
 
     #[test]
