@@ -221,7 +221,7 @@ fn make_tensors<'t>(
 }
 
 /// The inputs with the hashes of their files; as many at a time as there are threads.
-fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
+pub(crate) fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
     let next = AtomicUsize::new(0);
     let hash = || {
         let mut done = Vec::new();

@@ -44,7 +44,7 @@ pub(super) fn write(job: &Job, out: &Path, options: &Options) -> Result<LedgerSu
     metadata.push((LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
     let mut writer = GgufWriter::create(output.path(), &metadata, &job.infos)?;
     std::thread::scope(|scope| {
-        let parents = scope.spawn(|| record.inputs.iter().map(|input| input.parent()).collect::<Result<_>>());
+        let parents = scope.spawn(|| writing::parents(&record.inputs));
         let written = write_tensors(job, &mut writer);
         lineage.parents = parents.join().expect("hashing does not panic")?;
         written

@@ -270,7 +270,6 @@ fn shards_and_types_of_the_inputs_do_not_matter() {
     write(&at("b"), &config("llama", 12, 9), Dtype::BF16, 2);
     shard(&at("a"), &at("a-shards"), 700);
     assert!(names(&at("a-shards")).len() > 4, "several shards");
-    // The values of `a` are all f32 values too, so that nothing is rounded on the way.
     let merged = |a: &str, dtype: Option<&str>| {
         let mut value = json!({"merge_method": "ties", "base_model": a, "models": [
             {"model": "b", "parameters": {"weight": 0.7, "density": 0.6}}]});

@@ -11,7 +11,7 @@ use crate::{command, files, json};
 /// Kills of each verb, spread over the time that it takes.
 const KILLS: u32 = 7;
 
-/// Verbs with their arguments, OUT last. `a` and `b` are models, `b` the larger change of the two.
+/// Verbs with their arguments, OUT the one that begins with `out`. `a` and `b` are the built-in model, `b` in f32.
 const VERBS: [&[&str]; 6] = [
     &["adapt", "a", "out"],
     &["convert", "a", "out.gguf"],
