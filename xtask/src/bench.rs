@@ -30,14 +30,6 @@ fn number(arguments: &[String], name: &str, default: usize) -> Result<usize> {
         .map_or(Ok(default), |text| text.parse().with_context(|| format!("{name} {text}: wanted a number")))
 }
 
-fn built_program() -> Result<PathBuf> {
-    let status = Command::new("cargo").args(["build", "--release"]).current_dir(crate::root()).status()?;
-    if !status.success() {
-        bail!("cargo build --release did not pass");
-    }
-    Ok(crate::root().join("target/release/luthier"))
-}
-
 /// Runs a command and reads the one JSON object on its standard output.
 fn json_of(command: &mut Command) -> Result<Value> {
     let output = command.output().with_context(|| format!("{command:?}"))?;

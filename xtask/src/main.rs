@@ -64,3 +64,11 @@ pub(crate) fn root() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.parent().expect("xtask lies in the root").to_path_buf()
 }
+
+/// The program, built as a user builds it.
+pub(crate) fn built_program() -> anyhow::Result<PathBuf> {
+    python_env::succeed(
+        std::process::Command::new("cargo").args(["build", "--release"]).current_dir(root()),
+    )?;
+    Ok(root().join("target/release/luthier"))
+}

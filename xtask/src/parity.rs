@@ -31,9 +31,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     std::fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     let gguf = crate::fetch_models::smollm2()?;
     let python = crate::python_env::TRANSFORMERS.interpreter()?;
-    succeed(Command::new("cargo").args(["build", "--release", "--package", "luthier"]).current_dir(&root))?;
     let setting = Setting {
-        luthier: root.join("target/release/luthier"),
+        luthier: crate::built_program()?,
         prompts: serde_json::from_slice(&std::fs::read(root.join("tools/parity/prompts.json"))?)?,
         text: sample_text(&root, &work)?,
         work,

@@ -5,12 +5,9 @@
 mod merge;
 mod quantize;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-
-use crate::python_env::succeed;
 
 /// Name, what it compares, and the function; it gets the program and a folder of its own.
 type Job = (&'static str, &'static str, fn(&Path, &Path) -> Result<Vec<Check>>);
@@ -35,7 +32,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         let known: Vec<String> = JOBS.iter().map(|job| format!("  {:10} {}", job.0, job.1)).collect();
         ensure!(JOBS.iter().any(|job| job.0 == wanted), "no job {wanted}; there are\n{}", known.join("\n"));
     }
-    let program = built_program()?;
+    let program = crate::built_program()?;
     let mut failures = Vec::new();
     for (name, _, job) in
         JOBS.iter().filter(|job| arguments.is_empty() || arguments.iter().any(|a| a == job.0))
@@ -55,9 +52,4 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     }
     ensure!(failures.is_empty(), "{} comparisons failed:\n{}", failures.len(), failures.join("\n"));
     Ok(())
-}
-
-fn built_program() -> Result<PathBuf> {
-    succeed(Command::new("cargo").args(["build", "--release"]).current_dir(crate::root()))?;
-    Ok(crate::root().join("target/release/luthier"))
 }

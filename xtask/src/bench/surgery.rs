@@ -10,7 +10,7 @@ use luthier_checkpoint::safetensors::SafetensorsWriter;
 use luthier_checkpoint::{Dtype, TensorInfo, TensorSink};
 use serde_json::{Value, json};
 
-use super::{built_program, median, number, say, write_run};
+use super::{median, number, say, write_run};
 use crate::python_env::succeed;
 
 pub(super) const HELP: &str = "bench surgery [merge|quantize] [--rounds 5] [--threads 2]
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     let (rounds, threads) = (number(arguments, "--rounds", 5)?, number(arguments, "--threads", 2)?);
     let bench = Bench {
         folder: crate::root().join("target/bench"),
-        program: built_program()?,
+        program: crate::built_program()?,
         rounds,
         threads: threads.to_string(),
     };

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::json;
 
-use super::{built_program, json_of, median, number, option, say, write_run};
+use super::{json_of, median, number, option, say, write_run};
 use crate::python_env::succeed;
 
 pub(super) const HELP: &str =
@@ -27,7 +27,7 @@ struct Workload {
 pub(super) fn run(arguments: &[String]) -> anyhow::Result<()> {
     let number = |name: &str, default: usize| number(arguments, name, default);
     let (steps, rounds, threads) = (number("--steps", 8)?, number("--rounds", 5)?, number("--threads", 2)?);
-    let program = built_program()?;
+    let program = crate::built_program()?;
     let python = crate::python_env::TRANSFORMERS.interpreter()?;
     let workloads = match option(arguments, "--model") {
         Some(model) => vec![Workload {
