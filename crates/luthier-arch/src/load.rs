@@ -28,7 +28,7 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     let shape = table::shape(&checkpoint.config)?;
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
-    check_ties(&layout, checkpoint, &stored)?;
+    compare_ties(&layout, checkpoint, &stored)?;
     if options.trainable && options.device.is_cpu() {
         memory::check_parameters(layout.parameters())?;
     }
@@ -109,8 +109,14 @@ fn is_leftover(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
 }
 
-/// A tied weight that a file carries twice must be the same twice.
-fn check_ties(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, BlockType>) -> Result<()> {
+/// Refuses a tied weight that the files carry twice with different values; reads those tensors.
+pub fn check_ties(checkpoint: &Checkpoint) -> Result<()> {
+    let layout = table::layout(&checkpoint.config)?;
+    let stored = check_tensors(&layout, checkpoint)?;
+    compare_ties(&layout, checkpoint, &stored)
+}
+
+fn compare_ties(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, BlockType>) -> Result<()> {
     for tie in &layout.ties {
         let Some(own_type) = stored.get(tie.name.as_str()) else { continue };
         let target_type = stored[tie.target.as_str()];

@@ -68,7 +68,7 @@ impl Error {
 }
 
 /// What to do about a refusal of the system, where that is known.
-fn advice(source: &std::io::Error) -> &'static str {
+pub fn advice(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free some space or choose another place",
@@ -76,6 +76,14 @@ fn advice(source: &std::io::Error) -> &'static str {
             "; choose a place that you may read and write, or change its permissions"
         }
         ErrorKind::ReadOnlyFilesystem => "; choose a place that can be written to",
+        ErrorKind::FileTooLarge => {
+            "; raise the limit on file sizes (ulimit -f), or choose a file system that takes larger ones"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "; a file stands where a folder is wanted: choose another place"
+        }
+        ErrorKind::IsADirectory => "; wanted a file",
+        ErrorKind::NotFound => "; check the name",
         _ => "",
     }
 }

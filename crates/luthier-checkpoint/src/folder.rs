@@ -188,7 +188,8 @@ fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
         .iter()
         .chain(SIDE_FILES)
         .map(|name| place.join(name))
-        .filter(|path| path.is_file())
+        // A link to nothing is there too: what it stood for is not left out silently.
+        .filter(|path| path.symlink_metadata().is_ok())
         .collect();
     let more = place.join(MORE_TEMPLATES);
     if more.is_dir() {
@@ -205,8 +206,15 @@ fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read_small(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a small file. Refuses folders, pipes and devices, which may never end.
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if !metadata.is_file() {
+        return Err(Error::format(
+            path,
+            "wanted a file, found a folder, a pipe or a device; put the file in its place",
+        ));
+    }
     if metadata.len() > MAX_SIDE_FILE_BYTES {
         return Err(Error::format(path, format!("has {} bytes; wanted a small file", metadata.len())));
     }

@@ -119,7 +119,7 @@ impl Lineage {
             if !path.exists() {
                 return Ok(None);
             }
-            std::fs::read(&path).map_err(|source| Error::io(&path, source))?
+            folder::read_small(&path)?
         } else if crate::torch::is_torch_name(place) {
             // Such files carry no record.
             return Ok(None);
@@ -184,9 +184,12 @@ impl Parent {
 /// Length and SHA-256 (lower-case hexadecimal) of a file, read in pieces.
 pub fn sha256_of_file(path: &Path) -> Result<(u64, String)> {
     let mut hasher = Sha256::new();
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if !metadata.is_file() {
+        return Err(Error::format(path, "wanted a file, found a folder, a pipe or a device"));
+    }
     let mut file = File::open(path).map_err(|source| Error::io(path, source))?;
-    let metadata = file.metadata().map_err(|source| Error::io(path, source))?;
-    if metadata.is_file() && metadata.len() > MAPPED_BYTES as u64 {
+    if metadata.len() > MAPPED_BYTES as u64 {
         // Copying a large file out of the page cache takes half as long as hashing it.
         let mapped = MappedFile::open(path)?;
         let len = mapped.bytes().len();

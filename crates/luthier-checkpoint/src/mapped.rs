@@ -24,11 +24,12 @@ pub struct MappedFile {
 impl MappedFile {
     /// Maps a regular file; refuses folders, pipes and empty files.
     pub fn open(path: &Path) -> Result<Arc<MappedFile>> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
-        let metadata = file.metadata().map_err(|source| Error::io(path, source))?;
+        // Before it is opened, which waits where nobody writes into a pipe.
+        let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
         if !metadata.is_file() {
             return Err(Error::format(path, "wanted a file, found a folder or a device"));
         }
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
         if metadata.len() == 0 {
             return Err(Error::format(path, "the file is empty; download or write it again"));
         }

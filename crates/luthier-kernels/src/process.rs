@@ -9,6 +9,19 @@ unsafe extern "C" {
     fn mi_option_set(option: c_int, value: c_long);
 }
 
+#[cfg(unix)]
+unsafe extern "C" {
+    fn signal(number: c_int, handler: usize) -> usize;
+}
+
+/// Sent where a file grows beyond the limit that the shell sets (`ulimit -f`).
+#[cfg(unix)]
+const SIGXFSZ: c_int = 25;
+
+/// The handler that ignores.
+#[cfg(unix)]
+const SIG_IGN: usize = 1;
+
 /// `mi_option_purge_delay` of mimalloc 2 and 3.
 const PURGE_DELAY: c_int = 15;
 
@@ -21,9 +34,13 @@ const PURGE_DELAY: c_int = 15;
 ///
 /// To be the first call of `main`, since it changes the environment, which other threads must not read meanwhile.
 pub fn prepare() {
-    // SAFETY: a plain store inside mimalloc, and by this function's rule there is no other thread yet.
+    // SAFETY: a plain store inside mimalloc, a signal of the C library ignored, and by this function's rule there is no other
+    // thread yet.
     unsafe {
         mi_option_set(PURGE_DELAY, -1);
         std::env::set_var("CANDLE_NUM_THREADS", "1");
+        // The write then fails like one on a full disk, and is cleaned up after.
+        #[cfg(unix)]
+        signal(SIGXFSZ, SIG_IGN);
     }
 }

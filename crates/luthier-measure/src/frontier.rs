@@ -177,8 +177,10 @@ pub fn frontier_page(measurements: &[Measurement]) -> Result<String> {
     texts.sort_unstable();
     texts.dedup();
     if texts.len() > 1 {
-        paragraphs
-            .push(format!("Careful: the losses were measured on different texts: {}.", texts.join(", ")));
+        paragraphs.push(format!(
+            "Careful: the losses were not measured alike, so that they do not compare: {}.",
+            texts.join("; ")
+        ));
     }
     render_page(&Page {
         title: "Quality against cost".into(),

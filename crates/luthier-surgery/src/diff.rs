@@ -23,6 +23,10 @@ pub struct Difference {
     pub only_in_a: Vec<String>,
     /// Tensors that only b has.
     pub only_in_b: Vec<String>,
+    /// Names under which only the files of a carry a weight once more that both have (a tied head or embedding).
+    pub repeated_only_in_a: Vec<String>,
+    /// The same for b.
+    pub repeated_only_in_b: Vec<String>,
     /// Tensors whose shapes differ; their values are not compared.
     pub shapes: Vec<ShapeDifference>,
     /// Tensors that are stored in different types; their values are compared.
@@ -110,6 +114,8 @@ pub fn run(a: &Checkpoint, b: &Checkpoint) -> Result<Difference> {
         identical: false,
         only_in_a: missing_from(&b_infos, &b_ties, a),
         only_in_b: missing_from(&a_infos, &a_ties, b),
+        repeated_only_in_a: repeated(a, &b_infos, &b_ties),
+        repeated_only_in_b: repeated(b, &a_infos, &a_ties),
         shapes: Vec::new(),
         dtypes: Vec::new(),
         equal: Vec::new(),
@@ -179,6 +185,15 @@ impl Ties {
 fn missing_from(infos: &BTreeMap<&str, &TensorInfo>, ties: &Ties, checkpoint: &Checkpoint) -> Vec<String> {
     let names = checkpoint.tensors.infos().iter().map(|info| &info.name);
     names.filter(|name| ties.find(infos, name).is_none()).cloned().collect()
+}
+
+/// Names of a model that the other carries under the name that they are tied to alone.
+fn repeated(checkpoint: &Checkpoint, others: &BTreeMap<&str, &TensorInfo>, ties: &Ties) -> Vec<String> {
+    let names = checkpoint.tensors.infos().iter().map(|info| &info.name);
+    names
+        .filter(|name| !others.contains_key(name.as_str()) && ties.find(others, name).is_some())
+        .cloned()
+        .collect()
 }
 
 /// How far two tensors of one shape lie apart; none where all values are equal (zeros of either sign, and two NaNs,

@@ -18,6 +18,16 @@ pub(crate) fn checked_layout(checkpoint: &Checkpoint) -> Result<Layout> {
     Ok(layout)
 }
 
+/// Refuses a tied weight that the files carry twice with different values: one of the two would be lost. A model whose
+/// architecture is not known says nothing of ties.
+pub(crate) fn check_ties(checkpoint: &Checkpoint) -> Result<()> {
+    match luthier_arch::check_ties(checkpoint) {
+        Err(luthier_arch::Error::UnknownArchitecture { .. }) => Ok(()),
+        Err(_) if !checkpoint.config.contains_key("model_type") => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// Rows of the embedding of the stack that predicts tokens.
 pub(crate) fn vocab_size(layout: &Layout) -> usize {
     let embeddings = layout.tensors.iter().filter(|spec| spec.role.part == Part::Embedding);

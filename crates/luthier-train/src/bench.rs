@@ -50,6 +50,7 @@ pub fn bench_step(
             "{sequence_length} tokens do not fit the model's {context_length} positions"
         )));
     }
+    luthier_arch::check_tokens(model, batch.saturating_mul(sequence_length))?;
     let rows = random_rows(model, batch, sequence_length);
     let weights = parameters::choose(model.weights(), &[], &[])?;
     let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };

@@ -33,10 +33,16 @@ pub enum Error {
         now: String,
     },
     /// `out` holds something that no training run wrote.
-    #[error("{out}: already exists and is no training run; choose another out, or replace it with --force", out = out.display())]
+    #[error(
+        "{out}: already exists and is no training run; choose another out{force}",
+        out = out.display(),
+        force = if *is_model { ", or replace the model in it with --force" } else { "" }
+    )]
     NotARun {
         /// The folder.
         out: PathBuf,
+        /// Whether a model lies there, which --force replaces.
+        is_model: bool,
     },
     /// Another process trains into `out`.
     #[error("{out}: another process is training into it; wait for it, or choose another out", out = out.display())]
@@ -73,7 +79,7 @@ pub enum Error {
         what: String,
     },
     /// The system refused to read or write.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {source}{advice}", path = path.display(), advice = luthier_checkpoint::error::advice(source))]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -58,7 +58,7 @@ pub struct Opened {
 pub struct TrainEnv<'a> {
     /// Opens a MODEL.
     pub open: &'a mut dyn FnMut(&ModelSource, Purpose) -> std::result::Result<Opened, BoxError>,
-    /// Reads a text of the recipe; [`read_text_file`] unless the program brings texts of its own.
+    /// Reads a text of the recipe; [`crate::read_text_file`] unless the program brings texts of its own.
     pub read_text: &'a dyn Fn(&Path) -> Result<String>,
     /// Is told how it goes.
     pub progress: &'a mut dyn Progress,
@@ -123,16 +123,6 @@ pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     train(&mut folder, &mut trainer, &mut log, &recipe, &parts, env.progress)
         .map_err(|error| say_what_is_kept(error, &folder))?;
     finish(&folder, &trainer, &log, &recipe, &parts, &identity)
-}
-
-/// Reads a text file, without a byte order mark; one that is not UTF-8 is refused with the place of the first bad byte.
-pub fn read_text_file(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = String::from_utf8(bytes).map_err(|error| Error::Format {
-        path: path.to_path_buf(),
-        what: format!("is not UTF-8 from byte {} on; convert it first", error.utf8_error().valid_up_to()),
-    })?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// The recipe's texts.

@@ -31,13 +31,21 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens or begins the folder. `force` empties one that holds anything.
+    /// Opens or begins the folder. `force` empties one that holds a run or a model and nothing else.
     pub(crate) fn open(path: &Path, force: bool) -> Result<RunFolder> {
         let metrics_path = path.join(METRICS);
+        if path.exists() && !path.is_dir() {
+            let what = "is a file; wanted a place for the run's folder".to_string();
+            return Err(Error::Format { path: path.to_path_buf(), what });
+        }
         let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        if (occupied || path.is_file()) && !metrics_path.is_file() {
-            if !force {
-                return Err(Error::NotARun { out: path.to_path_buf() });
+        if occupied && force {
+            refuse_other_files(path)?;
+        }
+        if occupied && !metrics_path.is_file() {
+            let is_model = path.join("config.json").is_file();
+            if !force || !is_model {
+                return Err(Error::NotARun { out: path.to_path_buf(), is_model });
             }
             remove(path)?;
         }
@@ -237,4 +245,24 @@ fn remove(path: &Path) -> Result<()> {
 
 fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io(path))
+}
+
+/// Refuses to throw away what neither a run nor a model consists of.
+fn refuse_other_files(path: &Path) -> Result<()> {
+    const OWN: &[&str] =
+        &[IDENTITY, METRICS, "runs", "trainer_state.json", "optimizer.safetensors", "measurements.json"];
+    for entry in fs::read_dir(path).map_err(Error::io(path))? {
+        let entry = entry.map_err(Error::io(path))?.path();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_own = OWN.contains(&name.as_str())
+            || name.starts_with(CHECKPOINT_PREFIX)
+            || name.ends_with(PARTIAL)
+            || luthier_checkpoint::folder::is_part_of_model(&name);
+        if !is_own {
+            let what = "is no part of the run there, and would be lost; move it away, or choose another out"
+                .to_string();
+            return Err(Error::Format { path: entry, what });
+        }
+    }
+    Ok(())
 }

@@ -93,6 +93,7 @@ impl Trainer {
         };
         let n_parts = recipe.gradient_accumulation as usize;
         let batch_size = recipe.batch_size as usize;
+        luthier_arch::check_tokens(model.as_ref(), (batch_size / n_parts).saturating_mul(sequence_length))?;
         let validator = Validator::new(
             &texts.validation,
             objective.as_ref(),

@@ -14,6 +14,7 @@ use luthier_text::{TextError, Tokenizer};
 
 use crate::builtin;
 use crate::progress::DownloadDisplay;
+use crate::session::remark;
 
 /// A model that is ready to run.
 pub struct Loaded {
@@ -72,7 +73,7 @@ fn check_is_model(path: &Path) -> anyhow::Result<()> {
 
 /// Opens MODEL and makes it ready to score and generate.
 pub fn load(model: &str) -> anyhow::Result<Loaded> {
-    let checkpoint = open(model)?;
+    let checkpoint = open(model).with_context(|| format!("model {model}"))?;
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options).with_context(|| format!("model {model}"))?;
     Ok(Loaded { checkpoint, model })
@@ -110,7 +111,7 @@ impl Loaded {
     /// The tokenizer that comes with the model; an error where there is none or it does not fit the vocabulary.
     pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
         let tokenizer = tokenizer(&self.checkpoint)?;
-        tokenizer.check_fits(self.model.vocab_size())?;
+        self.check_fits(&tokenizer)?;
         Ok(tokenizer)
     }
 
@@ -118,9 +119,14 @@ impl Loaded {
     pub fn tokenizer_if_any(&self) -> anyhow::Result<Option<Tokenizer>> {
         let tokenizer = tokenizer_if_any(&self.checkpoint)?;
         if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_fits(self.model.vocab_size())?;
+            self.check_fits(tokenizer)?;
         }
         Ok(tokenizer)
+    }
+
+    fn check_fits(&self, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+        let fits = tokenizer.check_fits(self.model.vocab_size());
+        fits.with_context(|| format!("model {}", self.checkpoint.place.display()))
     }
 
     /// Tokens that end a text: those of the tokenizer, generation_config.json and config.json.
@@ -180,26 +186,69 @@ pub fn side_files(model: &str) -> anyhow::Result<Vec<SideFile>> {
 
 /// A model that a verb reads, with what lineages call it.
 pub fn input(model: &str) -> anyhow::Result<Input> {
-    let mut input = Input::new(model, open(model)?);
+    let mut input = Input::new(model, open(model).with_context(|| format!("model {model}"))?);
     if model == builtin::NAME {
         input.record = Some(builtin::record());
     }
     Ok(input)
 }
 
-/// Refuses a place that no output can go to, before any work: one that exists, without `force`; an input; and with `force`
-/// anything but a model, for it is no leave to lose a folder of other files.
-pub fn check_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
+/// An error of a verb with the model that it speaks of; one of the system names its own file, which may be the output.
+pub fn about(model: &str, error: luthier_surgery::Error) -> anyhow::Error {
+    let is_of_system =
+        matches!(error, luthier_surgery::Error::Checkpoint(luthier_checkpoint::Error::Io { .. }));
+    let error = anyhow::Error::from(error);
+    if is_of_system { error } else { error.context(format!("model {model}")) }
+}
+
+/// Refuses an output that no command could open by its name.
+pub fn refuse_builtin_name(out: &Path) -> anyhow::Result<()> {
     if out == Path::new(builtin::NAME) {
         bail!(
             "{0}: every command takes this name for the built-in model; choose another, or write ./{0}",
             builtin::NAME
         );
     }
+    Ok(())
+}
+
+/// Refuses a place that no output can go to, before any work: one that exists, without `force`; an input; and with `force`
+/// anything but a model, for it is no leave to lose a folder of other files.
+pub fn check_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
+    refuse_builtin_name(out)?;
     let to_file = is_gguf_name(out);
     let places: Vec<&Path> = inputs.iter().map(|input| input.checkpoint.place.as_path()).collect();
     Output::check(out, !to_file, force, &places)?;
-    check_replaceable(out)
+    check_replaceable(out)?;
+    places.iter().for_each(|place| remark_on_other_files(place));
+    Ok(())
+}
+
+/// What training runs and version control leave in a model's folder.
+const NOT_MISSED: &[&str] = &[
+    "metrics.jsonl",
+    "run.json",
+    "trainer_state.json",
+    "optimizer.safetensors",
+    "measurements.json",
+    "report.html",
+];
+
+/// Says which files of an input folder are no part of a model as the program knows it, since no output will have them.
+fn remark_on_other_files(place: &Path) {
+    let Ok(entries) = std::fs::read_dir(place) else { return };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+    let is_left = |name: &String| {
+        let is_missed = !NOT_MISSED.contains(&name.as_str())
+            && ![".", "checkpoint-", "events.", "runs"].iter().any(|start| name.starts_with(start));
+        is_missed && !folder::is_part_of_model(name)
+    };
+    let mut left: Vec<String> = names.filter(is_left).collect();
+    left.sort();
+    if let Some(first) = left.first() {
+        let more = if left.len() > 1 { format!(" and {} more", left.len() - 1) } else { String::new() };
+        remark(&format!("{}: {first}{more}: no part of a model, and in no output", place.display()));
+    }
 }
 
 fn check_replaceable(out: &Path) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ pub fn main() -> ExitCode {
     let matches = command().get_matches();
     let session = Session::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     luthier_kernels::pool::set_threads(session.thread_count());
+    session.announce();
     let outcome = match matches.subcommand() {
         Some((name, options)) => {
             let verb = verbs::find(name).expect("clap only knows the verbs of the table");
@@ -38,8 +39,14 @@ pub fn command() -> Command {
     // Derived arguments bring their struct's comment as the description, which is what `luthier VERB --help` begins with.
     let about = command.get_about().cloned().unwrap_or_default();
     command = Session::augment_args(command).about(about);
+    command = command.mut_arg("threads", |argument| argument.allow_negative_numbers(true));
     for verb in VERBS {
         let with_flags = (verb.augment)(Command::new(verb.name));
+        // A number below 0 is refused by the flag that it was given to, not taken for another flag.
+        let with_flags = with_flags.mut_args(|argument| {
+            let takes_value = argument.get_action().takes_values();
+            argument.allow_negative_numbers(takes_value)
+        });
         let long = with_flags.get_long_about().or(with_flags.get_about()).cloned().unwrap_or_default();
         command = command.subcommand(with_flags.about(verb.about).long_about(long));
     }

@@ -20,7 +20,8 @@ pub enum Kind {
 /// Reads a recipe file of this kind; one of the other kind is refused with the command that it is for.
 pub fn from_file<T: DeserializeOwned>(path: &Path, kind: Kind) -> anyhow::Result<T> {
     let name = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("recipe {name}"))?;
+    let bytes = luthier_train::refuse_device(path).map_err(anyhow::Error::from);
+    let bytes = bytes.and_then(|()| Ok(std::fs::read(path)?)).with_context(|| format!("recipe {name}"))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         anyhow!("recipe {name}: not UTF-8 from byte {at} on")

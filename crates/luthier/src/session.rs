@@ -1,5 +1,7 @@
 //! What every command is told besides its own options, and how it answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::Value;
 
 /// Options that all commands share.
@@ -49,13 +51,29 @@ impl Session {
     }
 
     /// One line for the person who waits, on standard error.
-    #[allow(clippy::print_stderr)]
     pub fn note(&self, line: &str) {
-        if self.log_json {
-            eprintln!("{}", serde_json::json!({ "note": line }));
-        } else {
-            eprintln!("{line}");
-        }
+        write_note(line, self.log_json);
+    }
+
+    /// Makes this the session that [`remark`] speaks to.
+    pub fn announce(&self) {
+        REMARKS_AS_JSON.store(self.log_json, Ordering::Relaxed);
+    }
+}
+
+static REMARKS_AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// [`Session::note`] where no session is at hand.
+pub fn remark(line: &str) {
+    write_note(line, REMARKS_AS_JSON.load(Ordering::Relaxed));
+}
+
+#[allow(clippy::print_stderr)]
+fn write_note(line: &str, as_json: bool) {
+    if as_json {
+        eprintln!("{}", serde_json::json!({ "note": line }));
+    } else {
+        eprintln!("{line}");
     }
 }
 

@@ -2,9 +2,17 @@
 
 use std::path::Path;
 
-use luthier_train::{Result, read_text_file};
+use anyhow::Context;
+use luthier_train::{Result, read_text_file, refuse_device};
 
 use crate::builtin;
+
+/// The bytes of a text that `--text` names.
+pub fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+    refuse_device(path)?;
+    std::fs::read(path)
+        .with_context(|| format!("--text {}: wanted the name of a file that holds the text", path.display()))
+}
 
 /// Reads a text of a recipe: one that comes with the program, or a file.
 pub fn read(path: &Path) -> Result<String> {

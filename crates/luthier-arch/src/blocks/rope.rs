@@ -156,8 +156,13 @@ impl Rope {
         let slow = keys.optional_positive("beta_slow")?.unwrap_or(1.0);
         let temperature =
             |scale: f64, weight: f64| if scale <= 1.0 { 1.0 } else { 0.1 * weight * scale.ln() + 1.0 };
-        let (mscale, mscale_all) =
-            (keys.optional_positive("mscale")?, keys.optional_positive("mscale_all_dim")?);
+        // The reference takes 0 for absent.
+        let above_zero = |key: &'static str| {
+            let is_zero =
+                keys.map().get(key).and_then(serde_json::Value::as_f64).is_some_and(|number| number == 0.0);
+            if is_zero { keys.number_or(key, 0.0).map(|_| None) } else { keys.optional_positive(key) }
+        };
+        let (mscale, mscale_all) = (above_zero("mscale")?, above_zero("mscale_all_dim")?);
         let attention_factor = match (keys.optional_positive("attention_factor")?, mscale, mscale_all) {
             (Some(given), _, _) => given,
             (None, Some(mscale), Some(all)) => temperature(factor, mscale) / temperature(factor, all),

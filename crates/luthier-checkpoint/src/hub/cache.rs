@@ -60,14 +60,17 @@ impl RepoCache {
         make_parent(&path)?;
         let up = "../".repeat(2 + file.matches('/').count());
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
-        if fs::symlink_metadata(&path).is_ok() {
-            fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
+        if fs::read_link(&path).is_ok_and(|known| known == target) {
+            return Ok(());
         }
+        // Renamed into place, since another process may be reading the snapshot: the file is never missing meanwhile.
+        let fresh = path.with_file_name(format!(".{etag}.{}", std::process::id()));
+        let _ = fs::remove_file(&fresh);
         #[cfg(unix)]
-        let linked = std::os::unix::fs::symlink(&target, &path);
+        let linked = std::os::unix::fs::symlink(&target, &fresh);
         #[cfg(not(unix))]
-        let linked = fs::copy(self.blob(etag), &path).map(drop);
-        linked.map_err(|source| Error::io(&path, source))
+        let linked = fs::copy(self.blob(etag), &fresh).map(drop);
+        linked.and_then(|()| fs::rename(&fresh, &path)).map_err(|source| Error::io(&path, source))
     }
 }
 

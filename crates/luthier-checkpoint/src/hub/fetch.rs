@@ -186,9 +186,11 @@ impl Fetch<'_> {
 
     /// Fetches what `partial` lacks, again and again while the line breaks but brings something.
     fn transfer(&mut self, name: &str, head: &FileHead, partial: &Path) -> Result<()> {
-        let mut fruitless = 0;
+        // A hub that starts over brings bytes, but none that were not there before.
+        let (mut fruitless, mut furthest) = (0, 0);
         loop {
             let before = fs::metadata(partial).map_or(0, |metadata| metadata.len());
+            furthest = furthest.max(before);
             if head.size_bytes == Some(before) && before > 0 {
                 return Ok(());
             }
@@ -202,10 +204,11 @@ impl Fetch<'_> {
                 Err(problem) => problem,
             };
             let after = fs::metadata(partial).map_or(0, |metadata| metadata.len());
-            if head.size_bytes.is_some_and(|size| after > size) {
+            let is_too_long = head.size_bytes.is_some_and(|size| after > size);
+            if is_too_long {
                 fs::remove_file(partial).map_err(|source| Error::io(partial, source))?;
             }
-            fruitless = if after > before { 0 } else { fruitless + 1 };
+            fruitless = if after > furthest && !is_too_long { 0 } else { fruitless + 1 };
             if fruitless == MAX_FRUITLESS_ATTEMPTS {
                 return Err(problem);
             }

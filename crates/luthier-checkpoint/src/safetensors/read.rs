@@ -90,7 +90,7 @@ impl ShardedTensors {
         ending: &str,
         open: impl Fn(&Path) -> Result<Box<dyn TensorSource>>,
     ) -> Result<ShardedTensors> {
-        let json = std::fs::read(index_path).map_err(|source| Error::io(index_path, source))?;
+        let json = crate::folder::read_small(index_path)?;
         let index = Index::parse_of(&json, ending).map_err(|what| Error::format(index_path, what))?;
         let folder = index_path.parent().unwrap_or(Path::new("."));
         let (mut shards, mut paths) = (Vec::new(), Vec::new());

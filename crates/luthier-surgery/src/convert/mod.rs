@@ -12,6 +12,7 @@ mod card;
 pub(crate) mod gguf;
 mod model_name;
 mod restore;
+mod ties;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -64,6 +65,7 @@ pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
 /// Writes the model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     let notes = check(input, out, options)?;
+    fit::check_ties(&input.checkpoint)?;
     let summary =
         if is_gguf_name(out) { gguf::write(input, out, options)? } else { to_folder(input, out, options)? };
     Ok(Report {
@@ -123,6 +125,11 @@ fn to_folder(input: &Input, out: &Path, options: &Options) -> Result<LedgerSumma
         Some(restored) => Arc::clone(restored) as Arc<dyn TensorSource>,
         None => Arc::clone(&checkpoint.tensors),
     };
+    let twice = ties::Twice::of(checkpoint, &source);
+    let source: Arc<dyn TensorSource> = match &twice {
+        Some(twice) => Arc::clone(twice) as Arc<dyn TensorSource>,
+        None => source,
+    };
     let types = source.infos().to_vec();
     let view = Cast::new(source, |info| folder_type(info.dtype, options.dtype));
     let same_types = view.infos() == types;
@@ -137,8 +144,9 @@ fn to_folder(input: &Input, out: &Path, options: &Options) -> Result<LedgerSumma
     };
     let mut origins = Vec::with_capacity(types.len());
     for info in view.infos() {
-        let stored = find(checkpoint.tensors.infos(), &info.name)?;
-        let name = info.name.clone();
+        let own = twice.as_ref().and_then(|twice| twice.target(&info.name)).unwrap_or(&info.name);
+        let stored = find(checkpoint.tensors.infos(), own)?;
+        let name = own.to_string();
         origins.push(match &restored {
             Some(restored) if restored.differs(&name) && stored.dtype == info.dtype => {
                 Origin::Changed { input: 0, name, how: "as it was before it became GGUF".to_string() }

@@ -131,6 +131,7 @@ pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
 
 /// Writes the quantised model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
+    crate::fit::check_ties(&input.checkpoint)?;
     match options.target {
         Target::Ggml(mix) => {
             let job = prepare(input, out, mix, options)?;

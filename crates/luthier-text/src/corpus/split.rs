@@ -27,6 +27,11 @@ pub fn split(documents: Vec<String>, fraction: f64, seed: u64) -> Result<Split> 
         )));
     }
     let threshold = (fraction * u64::MAX as f64) as u64;
+    if documents.iter().all(|document| document.trim().is_empty()) {
+        return Err(TextError::Corpus(
+            "data.train: the texts are empty; name files that hold text".to_owned(),
+        ));
+    }
     let is_validation = |document: &String| hash(document.as_bytes(), seed) < threshold;
     let by_document = documents.iter().filter(|document| is_validation(document)).count();
     let expected = documents.len() as f64 * fraction;

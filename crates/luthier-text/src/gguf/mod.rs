@@ -135,6 +135,10 @@ impl GgufTokenizer {
                 return Err(TextError::broken(key, reason));
             }
         }
+        if let Some(at) = self.scores.iter().position(|score| score.is_nan()) {
+            let reason = format!("the score of token {at} is NaN; take the file from its source again");
+            return Err(TextError::broken("tokenizer.ggml.scores", reason));
+        }
         for (key, id) in self.named_ids() {
             if id.is_some_and(|id| id as usize >= count) {
                 let reason = format!("id {} is outside the {count} tokens", id.unwrap_or_default());

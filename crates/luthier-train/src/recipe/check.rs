@@ -8,6 +8,9 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// As many as the command line takes.
+const MAX_THREADS: u64 = 1024;
+
 impl Recipe {
     pub(super) fn check_data(&self) -> Result<()> {
         if self.data.train.is_empty() {
@@ -71,6 +74,10 @@ impl Recipe {
             ("threads", self.threads),
         ] {
             at_least(key, value.unwrap_or(1), 1)?;
+        }
+        if self.threads.is_some_and(|threads| threads > MAX_THREADS) {
+            let threads = self.threads.unwrap_or_default();
+            return Err(Error::recipe("threads", format!("wanted at most {MAX_THREADS}, came {threads}")));
         }
         at_least("validation_tokens", self.validation_tokens, 1)
     }

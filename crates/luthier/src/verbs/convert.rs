@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use luthier_surgery::convert;
 use serde::Deserialize;
 
@@ -46,7 +45,7 @@ impl Act for Convert {
             return super::plan_report(&convert::plan(&input, &self.out, &options)?);
         }
         let result =
-            convert::run(&input, &self.out, &options).with_context(|| format!("model {}", self.model))?;
+            convert::run(&input, &self.out, &options).map_err(|error| places::about(&self.model, error))?;
         for note in &result.notes {
             session.note(note);
         }

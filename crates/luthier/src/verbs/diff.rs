@@ -30,8 +30,15 @@ impl Act for Diff {
 }
 
 fn words(difference: &Difference, a: &str, b: &str) -> String {
+    let mut repeated = String::new();
+    for (names, place) in [(&difference.repeated_only_in_a, a), (&difference.repeated_only_in_b, b)] {
+        for name in names {
+            let _ =
+                writeln!(repeated, "only the files of {place} carry the tied weight {name} a second time");
+        }
+    }
     if difference.identical {
-        return "identical".to_string();
+        return repeated + "identical";
     }
     let mut text = format!(
         "{} tensors of equal values, {} of different values, {} stored in different types\n",
@@ -39,6 +46,7 @@ fn words(difference: &Difference, a: &str, b: &str) -> String {
         difference.changed.len(),
         difference.dtypes.len()
     );
+    text.push_str(&repeated);
     for (names, place) in [(&difference.only_in_a, a), (&difference.only_in_b, b)] {
         for name in names {
             let _ = writeln!(text, "only in {place}: {name}");

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use luthier_checkpoint::Output;
 use luthier_measure::frontier::{collect_measurements, frontier_page};
 use luthier_measure::measurements::MEASUREMENTS_FILE;
@@ -39,9 +40,19 @@ impl Act for Frontier {
         let read: Vec<PathBuf> = dirs.iter().map(|dir| dir.join(MEASUREMENTS_FILE)).collect();
         let inputs: Vec<&Path> = read.iter().map(PathBuf::as_path).collect();
         let output = Output::file(&self.out, self.force, &inputs)?;
+        refuse_other_file(&self.out)?;
         std::fs::write(output.path(), page)?;
         output.commit()?;
         let json = json!({ "report": self.out, "measurements": measurements });
         Ok(Report { json, text: format!("{} models in {}", measurements.len(), self.out.display()) })
     }
+}
+
+/// Only pages are replaced, whatever `--force` says.
+fn refuse_other_file(out: &Path) -> anyhow::Result<()> {
+    let Ok(bytes) = std::fs::read(out) else { return Ok(()) };
+    if !bytes.to_ascii_lowercase().starts_with(b"<!doctype html") {
+        bail!("{}: is no page, and would be lost; choose another --out", out.display());
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::perplexity::{Method, perplexity};
 use serde::Deserialize;
@@ -10,8 +10,8 @@ use serde::Deserialize;
 use super::Act;
 use crate::bounded::AtLeast;
 use crate::places::{self, Loaded};
-use crate::record;
 use crate::session::{Report, Session};
+use crate::{record, texts};
 
 const METHODS: [&str; 3] = ["strided", "llama.cpp", "prefix"];
 
@@ -69,9 +69,7 @@ impl Act for Perplexity {
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
         let loaded = places::load(&self.model)?;
         let method = self.method(&loaded)?;
-        let text = std::fs::read(&self.text).with_context(|| {
-            format!("--text {}: wanted the name of a file that holds the text", self.text.display())
-        })?;
+        let text = texts::bytes(&self.text)?;
         let tokenizer = loaded.tokenizer()?;
         let name = self.text.display().to_string();
         let result = perplexity(loaded.model.as_ref(), &tokenizer, &name, &text, method)?;

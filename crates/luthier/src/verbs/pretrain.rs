@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use luthier_train::{Outcome, Recipe};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
 use crate::session::{Report, Session};
-use crate::{recipe, training};
+use crate::{places, recipe, training};
 
 /// Trains as the recipe says; see docs/recipes.md. The same recipe again continues an unfinished run from its last
 /// checkpoint, and does nothing on a finished one.
@@ -30,6 +31,10 @@ impl Act for Pretrain {
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let recipe: Recipe = recipe::from_file(&self.recipe, recipe::Kind::Training)?;
+        let named = self.recipe.display().to_string();
+        let resolved = recipe.clone().resolved();
+        resolved.with_context(|| format!("recipe {named}"))?;
+        places::refuse_builtin_name(&recipe.out)?;
         let outcome = training::train(&recipe, session, "", self.force)?;
         let mut json = serde_json::to_value(&outcome)?;
         json["out"] = json!(recipe.out);

@@ -65,7 +65,8 @@ impl Act for Quantize {
         if self.plan {
             return super::plan_report(&quantize::plan(&input, &self.out, &options)?);
         }
-        let result = quantize::run(&input, &self.out, &options)?;
+        let result =
+            quantize::run(&input, &self.out, &options).map_err(|error| places::about(&self.model, error))?;
         for note in &result.notes {
             session.note(note);
         }

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Act, VERBS, Verb, find};
-use crate::fingerprint;
 use crate::recipe::{self, Kind};
 use crate::session::{Report, Session};
+use crate::{fingerprint, places};
 
 /// Runs the steps of a chain in order.
 ///
@@ -56,8 +56,12 @@ impl Act for Run {
             let verb = known_verb(index, verb_name)?;
             (verb.check_step)(keys).with_context(|| format!("step {} ({verb_name})", index + 1))?;
         }
-        chain_inputs::check(&steps)?;
+        places::refuse_builtin_name(&chain.out)?;
         let state_file = chain.out.join("run_state.json");
+        let made_before = read_state(&state_file)?;
+        let is_known =
+            |index: usize, verb: &str| made_before.get(index).is_some_and(|done: &Done| done.verb == verb);
+        chain_inputs::check(&steps, &chain.out, &is_known)?;
         if chain.out.join("config.json").exists() && !state_file.exists() {
             bail!("out: {} is a model; choose a folder of the chain's own", chain.out.display());
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use candle_core::Device;
 use luthier_arch::LoadOptions;
 use luthier_checkpoint::gguf::is_gguf_name;
@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::Act;
 use crate::bounded::AtLeast;
-use crate::places;
 use crate::session::{Report, Session};
+use crate::{places, texts};
 
 /// A rise of the loss between the ends below this share of it leaves them linearly connected (2%, arXiv:1912.05671).
 const CONNECTED_BELOW: f64 = 0.02;
@@ -158,8 +158,7 @@ impl Transfer {
     fn line(&self, scale: f64, inputs: &[Input], options: &merge::Options) -> anyhow::Result<Option<Line>> {
         let Some(path) = &self.text else { return Ok(None) };
         let name = path.display().to_string();
-        let text = std::fs::read(path)
-            .with_context(|| format!("--text {name}: wanted the name of a file that holds the text"))?;
+        let text = texts::bytes(path)?;
         let last = self.points.map_or(5, |points| points.0) - 1;
         let mut losses = Vec::with_capacity(last + 1);
         for point in 0..=last {

@@ -27,6 +27,10 @@ impl Previous {
         let aside = place.with_file_name(name);
         let in_words = || place.display().to_string();
         if place.join(COMPLETE).exists() {
+            let waits = aside.display();
+            crate::session::remark(&format!(
+                "the last demonstration waits at {waits} until this one is complete"
+            ));
             remove(&aside).with_context(in_words)?;
             std::fs::rename(place, &aside).with_context(in_words)?;
         } else {

@@ -46,7 +46,7 @@ pub(super) fn page(
         samples: samples.to_vec(),
         notes: vec![
             "Loss is the mean over the second halves of windows of 256 tokens, given the first half, on chapters 25 to 31 of Northanger Abbey, which no training set holds, the built-in model's included.".to_string(),
-            "Speed and memory were measured by luthier bench, each model in a process of its own: 128 tokens in, 64 out. The curves show validation on the first 8,192 tokens of the same chapters.".to_string(),
+            "Speed and memory were measured by luthier bench, each model in a process of its own: 128 tokens in, 64 out. The curves show validation on the first 8,192 tokens of the same chapters, so that they end a little beside the table.".to_string(),
             format!("Seed {seed}. Made by: luthier demo --seed {seed}"),
         ],
     };

@@ -14,12 +14,51 @@ use crate::{builtin, places};
 const INPUTS: &[&str] =
     &["a", "b", "decoder", "dirs", "encoder", "from", "input", "model", "onto", "recipe", "text", "tuned"];
 
+/// Those of them that are models.
+const MODELS: &[&str] = &["a", "b", "decoder", "encoder", "from", "model", "onto", "tuned"];
+
 /// Refuses the first name behind which nothing is and that no step before it makes. Training recipes are read whole,
 /// so that a misspelt key in the last step is found before the first one runs.
-pub(super) fn check(steps: &[(String, Value)]) -> anyhow::Result<()> {
+///
+/// Models that are there already are opened, and outputs compared with what stands in their place; `is_known` tells a step
+/// whose output an earlier run of the chain at `chain_out` made.
+pub(super) fn check(
+    steps: &[(String, Value)],
+    chain_out: &Path,
+    is_known: &dyn Fn(usize, &str) -> bool,
+) -> anyhow::Result<()> {
     let mut made: Vec<PathBuf> = Vec::new();
     for (index, (verb, keys)) in steps.iter().enumerate() {
-        check_step(verb, keys, &mut made).with_context(|| format!("step {} ({verb})", index + 1))?;
+        let mut checked = check_out(
+            keys,
+            chain_out,
+            is_known(index, verb)
+                || [pretrain::Pretrain::NAME, logits::Logits::NAME].contains(&verb.as_str()),
+        );
+        checked = checked.and_then(|()| check_step(verb, keys, &mut made));
+        checked.with_context(|| format!("step {} ({verb})", index + 1))?;
+    }
+    Ok(())
+}
+
+/// Refuses an output that is one of the step's inputs, the chain's own folder, or there already.
+fn check_out(keys: &Value, chain_out: &Path, may_exist: bool) -> anyhow::Result<()> {
+    let Some(out) = keys.get("out").and_then(Value::as_str) else { return Ok(()) };
+    let forced = keys.get("force") == Some(&Value::Bool(true));
+    let same =
+        |a: &Path, b: &Path| a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    let out_path = Path::new(out);
+    if same(out_path, chain_out) {
+        bail!("key out: {out} is the chain's own folder; choose a place in it");
+    }
+    let named = keys.as_object().into_iter().flatten().filter(|(key, _)| INPUTS.contains(&key.as_str()));
+    for (key, value) in named {
+        if let Some(input) = strings(value).find(|input| same(out_path, Path::new(input))) {
+            bail!("key out: {out} is the step's own {key}, {input}; choose another place");
+        }
+    }
+    if out_path.exists() && !forced && !may_exist {
+        bail!("key out: {out} is there already; choose another place, or give force: true");
     }
     Ok(())
 }
@@ -61,8 +100,13 @@ fn strings(value: &Value) -> impl Iterator<Item = &str> {
 fn check_name(key: &str, name: &str, made: &[PathBuf]) -> anyhow::Result<()> {
     let path = Path::new(name);
     let will_be = made.iter().any(|out| path.starts_with(out));
-    if name == builtin::NAME || places::is_hub_name(name) || path.exists() || will_be {
+    if name == builtin::NAME || places::is_hub_name(name) || will_be {
         return Ok(());
+    }
+    if path.exists() {
+        let is_model = MODELS.contains(&key)
+            && !path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        return if is_model { places::open(name).map(drop) } else { Ok(()) };
     }
     bail!("key {key}: {name}: no such file or folder, and no earlier step makes it")
 }
