@@ -20,8 +20,11 @@ pub const LINEAGE_NAME: &str = "lineage.json";
 /// The metadata key that holds the record in a GGUF file.
 pub const LINEAGE_KEY: &str = "luthier.lineage";
 
-/// The version of the record's form that this program writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the record's form that this program writes. It reads 1 too, whose inputs have no record of their own.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The oldest version that is read.
+const OLDEST_VERSION: u32 = 1;
 
 /// What is mapped of a file at once to hash it.
 const MAPPED_BYTES: usize = 4 << 20;
@@ -49,13 +52,16 @@ pub struct Lineage {
 }
 
 /// One input of a verb.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parent {
     /// As the user gave it.
     pub place: String,
     /// Every file that was read.
     pub files: Vec<FileHash>,
+    /// The input's own record where it has one, so that it can be made again when it is gone.
+    #[serde(default)]
+    pub lineage: Option<Box<Lineage>>,
 }
 
 /// One file of an input.
@@ -104,9 +110,10 @@ impl Lineage {
         }
         let Version { format_version } =
             serde_json::from_slice(text).map_err(|problem| format!("lineage: {problem}"))?;
-        if format_version != FORMAT_VERSION {
+        if !(OLDEST_VERSION..=FORMAT_VERSION).contains(&format_version) {
             return Err(format!(
-                "lineage format_version is {format_version}; this program reads {FORMAT_VERSION}, use a newer one"
+                "lineage format_version is {format_version}; this program reads {OLDEST_VERSION} to {FORMAT_VERSION}, \
+                 use a newer one"
             ));
         }
         serde_json::from_slice(text).map_err(|problem| format!("lineage: {problem}"))
@@ -167,7 +174,9 @@ impl Parent {
             let (size_bytes, sha256) = hash(&path)?;
             files.push(FileHash { name: name.to_string_lossy().into_owned(), size_bytes, sha256 });
         }
-        Ok(Parent { place: label.to_string(), files })
+        // A record that cannot be read only says less.
+        let lineage = Lineage::read(place).unwrap_or(None).map(Box::new);
+        Ok(Parent { place: label.to_string(), files, lineage })
     }
 
     /// Hashes files that lie in memory (the built-in model's).
@@ -177,7 +186,7 @@ impl Parent {
             size_bytes: bytes.len() as u64,
             sha256: sha256_of_bytes(bytes),
         };
-        Parent { place: label.to_string(), files: files.iter().map(hash).collect() }
+        Parent { place: label.to_string(), files: files.iter().map(hash).collect(), lineage: None }
     }
 }
 
@@ -241,8 +250,8 @@ mod tests {
     #[test]
     fn newer_and_broken_records_are_refused() {
         let text = Lineage::new("adapt", Value::Null, None, vec![], Default::default()).to_text();
-        let newer = text.replace("\"format_version\": 1", "\"format_version\": 2");
-        assert!(Lineage::parse(newer.as_bytes()).unwrap_err().contains("format_version is 2"));
+        let newer = text.replace("\"format_version\": 2", "\"format_version\": 3");
+        assert!(Lineage::parse(newer.as_bytes()).unwrap_err().contains("format_version is 3"));
         let unknown = text.replace("\"verb\"", "\"werb\"");
         assert!(Lineage::parse(unknown.as_bytes()).unwrap_err().contains("werb"));
         assert!(Lineage::parse(b"[]").is_err());

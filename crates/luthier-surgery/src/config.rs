@@ -6,16 +6,21 @@ use serde_json::{Map, Value};
 /// The config with the type in which most weights are stored, under the key that it has (`torch_dtype` in older ones).
 pub(crate) fn with_dtype(config: &Map<String, Value>, infos: &[TensorInfo]) -> Map<String, Value> {
     let mut config = config.clone();
-    let name = match main_type(infos) {
-        Some(Dtype::F16) => "float16",
-        Some(Dtype::BF16) => "bfloat16",
-        Some(Dtype::F64) => "float64",
-        Some(Dtype::F32) => "float32",
-        _ => return config,
-    };
+    let Some(name) = main_type(infos).and_then(torch_name) else { return config };
     let old = config.contains_key("torch_dtype") && !config.contains_key("dtype");
     config.insert(if old { "torch_dtype" } else { "dtype" }.to_string(), Value::from(name));
     config
+}
+
+/// What torch calls a float type that folders hold.
+pub(crate) fn torch_name(dtype: Dtype) -> Option<&'static str> {
+    match dtype {
+        Dtype::F16 => Some("float16"),
+        Dtype::BF16 => Some("bfloat16"),
+        Dtype::F64 => Some("float64"),
+        Dtype::F32 => Some("float32"),
+        _ => None,
+    }
 }
 
 /// The float type of most values; none where there are none.

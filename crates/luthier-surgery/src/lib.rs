@@ -4,13 +4,17 @@ pub mod adapt;
 mod config;
 pub mod convert;
 pub mod diff;
+pub mod doctor;
 mod error;
 mod fit;
 pub mod info;
 mod input;
 pub mod merge;
+pub mod model_card;
+pub mod name;
 mod plan;
 pub mod quantize;
+pub mod version;
 mod view;
 mod writing;
 

@@ -32,6 +32,8 @@ pub fn identity(
     for key in ["out", "checkpoint_every_steps", "keep_checkpoints"] {
         map.shift_remove(key);
     }
+    // At the end also where the recipe says it, so that both give the same record.
+    map.shift_remove("threads");
     map.insert("threads".into(), json!(threads));
     map.insert("model".into(), model_identity(&recipe.model));
     if let Some(teacher) = &recipe.teacher {

@@ -74,7 +74,7 @@ pub fn lineage() -> anyhow::Result<Lineage> {
 
 /// What the lineage of a model made from it says of it: every file's hash.
 pub fn record() -> Parent {
-    Parent::of_bytes(NAME, FILES)
+    Parent { lineage: lineage().ok().map(Box::new), ..Parent::of_bytes(NAME, FILES) }
 }
 
 /// Size of its weights' file.

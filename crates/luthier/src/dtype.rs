@@ -9,10 +9,13 @@ use serde::Deserialize;
 #[serde(rename_all = "lowercase")]
 pub enum FloatType {
     /// 32 bits
+    #[serde(alias = "F32")]
     F32,
     /// 16 bits, the range of f32
+    #[serde(alias = "BF16")]
     Bf16,
     /// 16 bits, finer than bf16, up to 65504
+    #[serde(alias = "F16")]
     F16,
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Command, FromArgMatches};
 
-use crate::session::Session;
+use crate::session::{Faulty, Session};
 use crate::verbs::{self, VERBS};
 
 /// Runs the program on the process's own arguments.
@@ -21,8 +21,15 @@ pub fn main() -> ExitCode {
         }
         None => verbs::demonstrate(&session),
     };
+    let (outcome, code) = match outcome {
+        Ok(report) => (Ok(report), ExitCode::SUCCESS),
+        Err(error) => match error.downcast::<Faulty>() {
+            Ok(Faulty(report)) => (Ok(report), ExitCode::FAILURE),
+            Err(error) => (Err(error), ExitCode::FAILURE),
+        },
+    };
     match outcome.and_then(|report| session.print(&report)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => code,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE

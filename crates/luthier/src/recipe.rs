@@ -1,8 +1,9 @@
 //! Recipes: YAML read into a verb's own struct, unknown keys refused with the nearest known one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -17,22 +18,61 @@ pub enum Kind {
     Merge,
 }
 
+/// A recipe as a verb is given it: the name of its file, or `{text: ...}` with what would stand there, as records hold it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Written {
+    /// The file's name.
+    File(PathBuf),
+    /// The text.
+    Inline {
+        /// YAML.
+        text: String,
+    },
+}
+
+impl std::str::FromStr for Written {
+    type Err = std::convert::Infallible;
+
+    fn from_str(name: &str) -> Result<Written, Self::Err> {
+        Ok(Written::File(name.into()))
+    }
+}
+
+impl Written {
+    /// The text, and how messages call it.
+    pub fn read(&self) -> anyhow::Result<(String, String)> {
+        let path = match self {
+            Written::Inline { text } => return Ok((text.clone(), "of the record".to_string())),
+            Written::File(path) => path,
+        };
+        let name = path.display().to_string();
+        let bytes = luthier_train::refuse_device(path).map_err(anyhow::Error::from);
+        let bytes =
+            bytes.and_then(|()| Ok(std::fs::read(path)?)).with_context(|| format!("recipe {name}"))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            anyhow!("recipe {name}: not UTF-8 from byte {at} on")
+        })?;
+        Ok((text, name))
+    }
+}
+
 /// Reads a recipe file of this kind; one of the other kind is refused with the command that it is for.
 pub fn from_file<T: DeserializeOwned>(path: &Path, kind: Kind) -> anyhow::Result<T> {
-    let name = path.display();
-    let bytes = luthier_train::refuse_device(path).map_err(anyhow::Error::from);
-    let bytes = bytes.and_then(|()| Ok(std::fs::read(path)?)).with_context(|| format!("recipe {name}"))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        anyhow!("recipe {name}: not UTF-8 from byte {at} on")
-    })?;
-    match kind_of(&text).filter(|found| *found != kind) {
+    let (text, name) = Written::File(path.to_path_buf()).read()?;
+    from_text(&text, &name, kind)
+}
+
+/// Reads the text of a recipe of this kind; messages call it `name`.
+pub fn from_text<T: DeserializeOwned>(text: &str, name: &str, kind: Kind) -> anyhow::Result<T> {
+    match kind_of(text).filter(|found| *found != kind) {
         Some(Kind::Training) => {
             bail!("recipe {name}: this is a training recipe; use luthier pretrain {name}")
         }
         Some(Kind::Chain) => bail!("recipe {name}: this is a chain of verbs; use luthier run {name}"),
         Some(Kind::Merge) => bail!("recipe {name}: this is a merge; use luthier merge {name} OUT"),
-        None => from_yaml(&text).with_context(|| format!("recipe {name}")),
+        None => from_yaml(text).with_context(|| format!("recipe {name}")),
     }
 }
 

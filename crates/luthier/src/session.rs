@@ -27,6 +27,25 @@ pub struct Report {
     pub text: String,
 }
 
+/// A report of something that is not as it should be: printed like any other, with exit code 1.
+#[derive(Debug)]
+pub struct Faulty(pub Report);
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(&self.0.text)
+    }
+}
+
+impl std::error::Error for Faulty {}
+
+impl Report {
+    /// The outcome of a verb that judges: an error with the same words where the judgement is no.
+    pub fn judged(self, is_good: bool) -> anyhow::Result<Report> {
+        if is_good { Ok(self) } else { Err(Faulty(self).into()) }
+    }
+}
+
 impl Session {
     /// Threads to use: as asked for, else all cores that this process may use.
     pub fn thread_count(&self) -> usize {

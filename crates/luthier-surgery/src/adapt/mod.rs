@@ -97,6 +97,7 @@ pub fn run(encoder: &Input, decoder: &Input, out: &Path, options: &Options) -> R
     let job = Job {
         verb: "adapt",
         recipe: json!({
+            "model": decoder.label,
             "encoder": encoder.label,
             "decoder": decoder.label,
             "dtype": options.dtype.map(Dtype::name),

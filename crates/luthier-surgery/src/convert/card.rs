@@ -84,7 +84,7 @@ fn parent_keys(number: usize, parent: &str, parameters: usize) -> Keys {
 }
 
 /// What stands between the two lines `---` at the top of a card; nothing where that is no YAML of keys.
-fn front_matter(card: &[u8]) -> Map<String, Value> {
+pub(crate) fn front_matter(card: &[u8]) -> Map<String, Value> {
     let text = String::from_utf8_lossy(card);
     let mut lines = text.lines();
     if lines.next().map(str::trim_end) != Some("---") {
@@ -98,7 +98,7 @@ fn front_matter(card: &[u8]) -> Map<String, Value> {
 }
 
 /// One text, or a list of them.
-fn texts(value: Option<&Value>) -> Vec<String> {
+pub(crate) fn texts(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::String(one)) => vec![one.clone()],
         Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_string).collect(),

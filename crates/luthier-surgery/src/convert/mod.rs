@@ -8,7 +8,7 @@
 //! weights that are not finite or that the wanted type cannot hold, a config that the weights contradict, a tokenizer that
 //! does not fit, a model that llama.cpp would compute otherwise. Example: `luthier convert model.gguf model`.
 
-mod card;
+pub(crate) mod card;
 pub(crate) mod gguf;
 mod model_name;
 mod restore;

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use luthier_checkpoint::layout::Layout;
 use luthier_checkpoint::{Checkpoint, Dtype, LedgerSummary, SideFile, TensorSource};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use self::layers::{portions, unknown_portion, with_layers};
 use self::merged::Merged;
@@ -41,13 +41,15 @@ use self::pairing::Pairing;
 pub use self::recipe::Recipe;
 use crate::plan::Plan;
 use crate::writing::{Job, Origin, write_folder};
-use crate::{Error, Input, Result, config, fit};
+use crate::{Error, Input, Result, config, fit, model_card};
 
 /// How the merge is run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The verb that the output's record names.
     pub verb: &'static str,
+    /// The verb's options, for the record.
+    pub record: Value,
     /// What was measured on the models beforehand, for the record.
     pub measurements: Map<String, Value>,
     /// Where random choices come from.
@@ -99,12 +101,13 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
     let origins = prepared.origins();
     let dropped = prepared.dropped(inputs);
     let mut side_files = prepared.side_files.clone();
-    let card = format!(
-        "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",
-        options.verb,
-        recipe.merge_method,
-        options.text.trim_end()
-    );
+    let card = model_card::inherited(&inputs[0], inputs)
+        + &format!(
+            "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",
+            options.verb,
+            recipe.merge_method,
+            options.text.trim_end()
+        );
     side_files.retain(|file| file.name != "README.md");
     side_files.push(SideFile { name: "README.md".to_string(), bytes: card.into_bytes() });
     let notes = prepared.notes.clone();
@@ -117,7 +120,7 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
     };
     let job = Job {
         verb: options.verb,
-        recipe: json!({"recipe": recipe, "seed": options.seed}),
+        recipe: options.record.clone(),
         seed: Some(options.seed),
         inputs: inputs.iter().collect(),
         origins,

@@ -17,6 +17,7 @@ fn golden() -> PathBuf {
 fn options() -> Options {
     Options {
         verb: "merge",
+        record: serde_json::Value::Null,
         measurements: serde_json::Map::new(),
         seed: 7,
         force: false,

@@ -18,7 +18,7 @@ use crate::{places, recipe};
 #[serde(deny_unknown_fields)]
 pub(super) struct Merge {
     /// The recipe, as mergekit reads it
-    recipe: PathBuf,
+    recipe: recipe::Written,
     /// The folder to write
     out: PathBuf,
     /// Seed of methods that drop at random [default: 1]
@@ -39,18 +39,19 @@ impl Act for Merge {
     const ABOUT: &'static str = "Merge models as a mergekit recipe says";
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let name = self.recipe.display().to_string();
-        let text = std::fs::read_to_string(&self.recipe).with_context(|| format!("recipe {name}"))?;
+        let (text, name) = self.recipe.read()?;
         let recipe: Recipe = recipe::from_yaml(&text).with_context(|| format!("recipe {name}"))?;
         let inputs = recipe.places().iter().map(|place| open(place)).collect::<anyhow::Result<Vec<_>>>()?;
         places::check_out(&self.out, self.force, &inputs.iter().collect::<Vec<_>>())?;
         if is_gguf_name(&self.out) {
             bail!("{}: a merge writes a folder; convert it afterwards", self.out.display());
         }
+        let seed = self.seed.unwrap_or(1);
         let options = merge::Options {
             verb: Self::NAME,
+            record: serde_json::json!({"recipe": {"text": text, "resolved": recipe}, "seed": seed}),
             measurements: serde_json::Map::new(),
-            seed: self.seed.unwrap_or(1),
+            seed,
             force: self.force,
             text,
         };

@@ -7,39 +7,49 @@ use crate::session::{Report, Session};
 
 mod adapt;
 mod bench;
+mod card;
 mod convert;
 mod demo;
 mod diff;
+mod doctor;
 mod frontier;
 mod generate;
 mod info;
 mod lineage;
 mod logits;
 mod merge;
+mod name;
 mod perplexity;
 mod pretrain;
 mod quantize;
+mod replay;
 mod run;
 mod transfer;
+mod version;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
     verb::<adapt::Adapt>(),
     verb::<bench::Bench>(),
+    verb::<card::Card>(),
     verb::<convert::Convert>(),
     verb::<demo::Demo>(),
     verb::<diff::Diff>(),
+    verb::<doctor::Doctor>(),
     verb::<frontier::Frontier>(),
     verb::<generate::Generate>(),
     verb::<info::Info>(),
     verb::<lineage::ShowLineage>(),
     verb::<logits::Logits>(),
     verb::<merge::Merge>(),
+    verb::<name::Name>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
     verb::<quantize::Quantize>(),
+    verb::<replay::Replay>(),
     verb::<run::Run>(),
     verb::<transfer::Transfer>(),
+    verb::<version::Version>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.

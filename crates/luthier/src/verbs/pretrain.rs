@@ -1,7 +1,5 @@
 //! `luthier pretrain`: trains a model from a recipe.
 
-use std::path::PathBuf;
-
 use anyhow::Context;
 use luthier_train::{Outcome, Recipe};
 use serde::Deserialize;
@@ -17,7 +15,7 @@ use crate::{places, recipe, training};
 #[serde(deny_unknown_fields)]
 pub(super) struct Pretrain {
     /// The recipe, a YAML file
-    recipe: PathBuf,
+    recipe: recipe::Written,
     /// Throw away what the recipe's out holds and start over
     #[arg(long)]
     #[serde(default)]
@@ -30,10 +28,9 @@ impl Act for Pretrain {
         "Train a model from a recipe: next-token, PrefixLM or UL2, with or without a teacher";
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let recipe: Recipe = recipe::from_file(&self.recipe, recipe::Kind::Training)?;
-        let named = self.recipe.display().to_string();
-        let resolved = recipe.clone().resolved();
-        resolved.with_context(|| format!("recipe {named}"))?;
+        let (text, named) = self.recipe.read()?;
+        let recipe: Recipe = recipe::from_text(&text, &named, recipe::Kind::Training)?;
+        recipe.clone().resolved().with_context(|| format!("recipe {named}"))?;
         places::refuse_builtin_name(&recipe.out)?;
         let outcome = training::train(&recipe, session, "", self.force)?;
         let mut json = serde_json::to_value(&outcome)?;

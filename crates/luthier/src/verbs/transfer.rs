@@ -92,6 +92,14 @@ impl Act for Transfer {
         }
         let mut options = merge::Options {
             verb: Self::NAME,
+            record: json!({
+                "from": self.from,
+                "tuned": self.tuned,
+                "onto": self.onto,
+                "scale": scale,
+                "text": self.text,
+                "points": self.points.as_ref().map(|points| points.0),
+            }),
             measurements: Map::new(),
             seed: 1,
             force: self.force,

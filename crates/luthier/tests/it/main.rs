@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
 mod commands;
+mod doctor;
+mod keeping;
 mod kept;
 mod merge;
 mod outputs;
