@@ -10,6 +10,7 @@ mod bench;
 mod convert;
 mod demo;
 mod diff;
+mod embed;
 mod frontier;
 mod generate;
 mod info;
@@ -29,6 +30,7 @@ pub const VERBS: &[Verb] = &[
     verb::<convert::Convert>(),
     verb::<demo::Demo>(),
     verb::<diff::Diff>(),
+    verb::<embed::Embed>(),
     verb::<frontier::Frontier>(),
     verb::<generate::Generate>(),
     verb::<info::Info>(),
