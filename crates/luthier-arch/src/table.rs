@@ -154,9 +154,13 @@ pub fn encoder_decoder_config(
 ) -> Result<Map<String, Value>> {
     let architecture_of = |config: &Map<String, Value>| architecture(&Keys::new(config)?);
     let (of_encoder, of_decoder) = (architecture_of(encoder)?, architecture_of(decoder)?);
-    for architecture in [of_encoder, of_decoder] {
+    for (architecture, config) in [(of_encoder, encoder), (of_decoder, decoder)] {
         if architecture.stack.is_none() {
-            let what = format!("{} is no decoder-only model", architecture.model_type);
+            let what = match shape(config) {
+                Ok(ModelShape::EncoderOnly(_)) => "is an encoder, which does not predict next tokens",
+                _ => "is an encoder-decoder already",
+            };
+            let what = format!("{} {what}", architecture.model_type);
             return Err(Error::config("model_type", what));
         }
     }
