@@ -107,8 +107,9 @@ fn read(keys: &Keys) -> Result<EncoderOnlyShape> {
 /// What the class in `architectures` carries; a file's own tensors say more.
 fn form(keys: &Keys) -> Result<Form> {
     let class = keys.map().get("architectures").and_then(|list| list.get(0)).and_then(|name| name.as_str());
-    let labels = keys.object("id2label")?.map(|labels| labels.map().len()).filter(|labels| *labels > 0);
-    let classes = keys.optional_size("num_labels", MAX_WIDTH)?.or(labels).unwrap_or(2);
+    let labels = keys.map().get("id2label").and_then(|labels| labels.as_object()).map(|labels| labels.len());
+    let classes =
+        keys.optional_size("num_labels", MAX_WIDTH)?.or(labels.filter(|labels| *labels > 0)).unwrap_or(2);
     let class = class.unwrap_or("BertForMaskedLM");
     Ok(Form {
         prefix: if class == "BertModel" { "" } else { "bert." }.to_string(),

@@ -6,8 +6,7 @@
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
 use serde_json::{Map, Value};
 
-use super::encoder_only::NAMES_KEY;
-use super::{CONFIG_KEY, write};
+use super::{CONFIG_KEY, NAMES_KEY, write};
 use crate::{Error, Result};
 
 /// Keys that change what is computed, which a file of ours holds only where its config says so.

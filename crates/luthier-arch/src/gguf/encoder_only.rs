@@ -1,9 +1,9 @@
 //! BERT as llama.cpp has it: an encoder for embeddings, without the heads.
 //!
 //! What a file carries beside the stack (heads, pooler, buffers) has no place there; files that we write keep it in their
-//! metadata ([`super::beside`]), and the names that the stack's tensors had under [`NAMES_KEY`].
+//! metadata ([`super::beside`]), and the names that the stack's tensors had ([`super::NAMES_KEY`]).
 
-use luthier_checkpoint::gguf::{Gguf, GgufArray, GgufValue};
+use luthier_checkpoint::gguf::{Gguf, GgufValue};
 use luthier_checkpoint::layout::{Part, Role};
 use luthier_checkpoint::{Dtype, TensorInfo, TensorSource};
 use luthier_ops::activation::Activation;
@@ -11,13 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::metadata::Metadata;
 use super::write::{GgufOrigin, GgufTensor, refused, size};
-use super::{Transform, beside, name_of};
+use super::{NAMES_KEY, Transform, beside, name_of};
 use crate::Result;
 use crate::blocks::encoder_only::EncoderOnlyShape;
 use crate::config::Keys;
-
-/// Metadata key: the Hugging Face names of the stack's tensors, which tell the form of the folder.
-pub(super) const NAMES_KEY: &str = "luthier.names";
 
 /// What llama.cpp calls the tensor that stands at a role; none for what it has no place for.
 fn gguf_name(role: Role) -> Option<String> {
@@ -74,15 +71,6 @@ pub(super) fn metadata(architecture: &str, shape: &EncoderOnlyShape) -> Result<V
     set("attention.layer_norm_epsilon", GgufValue::F32(shape.norm_eps as f32));
     set("vocab_size", size("vocab_size", shape.vocab_size)?);
     Ok(metadata)
-}
-
-/// The names that the stack's tensors have in the folder.
-pub(super) fn names(shape: &EncoderOnlyShape) -> (String, GgufValue) {
-    let names = tensors(shape).into_iter().filter_map(|tensor| match tensor.origin {
-        GgufOrigin::Tensor { name, .. } => Some(name),
-        GgufOrigin::Made(_) => None,
-    });
-    (NAMES_KEY.to_string(), GgufValue::Array(GgufArray::String(names.collect())))
 }
 
 /// Refuses what llama.cpp computes otherwise. It takes the tanh form for exact GELU too, within its own rounding.

@@ -24,6 +24,9 @@ pub use write::{GgufForm, GgufOrigin, GgufTensor, ignored_window, plan, plan_wit
 /// Metadata key of the config.json, as text.
 pub const CONFIG_KEY: &str = "luthier.config";
 
+/// Metadata key of the names that the folder's tensors have, in its order.
+pub const NAMES_KEY: &str = "luthier.names";
+
 /// How llama.cpp sees an architecture.
 #[derive(Clone, Copy, Debug)]
 pub struct GgufDialect {

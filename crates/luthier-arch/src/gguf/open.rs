@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::beside::{self, BESIDE_KEY, Beside};
 use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
 use super::write::{self, GgufOrigin, GgufTensor};
-use super::{CONFIG_KEY, GgufDialect, Transform, agreement, encoder_decoder, encoder_only};
+use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, agreement, encoder_decoder, encoder_only};
 use crate::table::{self, Architecture, ModelShape};
 use crate::{Error, Result, load};
 
@@ -198,6 +198,11 @@ fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
             return Err(Error::tensor(&info.name, format!("stands in the file and under {BESIDE_KEY}")));
         }
         infos.push(info);
+    }
+    if let Some(names) = gguf.get(NAMES_KEY).and_then(GgufValue::as_strings) {
+        let places: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        infos.sort_by_key(|info| places.get(info.name.as_str()).copied().unwrap_or(names.len()));
     }
     Ok(Renamed { gguf, infos, origins, repeated })
 }

@@ -1,12 +1,12 @@
 //! What a GGUF file of a model holds: metadata and tensors, from its config alone.
 
 use luthier_checkpoint::TensorInfo;
-use luthier_checkpoint::gguf::GgufValue;
+use luthier_checkpoint::gguf::{GgufArray, GgufValue};
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
 use super::rope_factors::factors;
-use super::{CONFIG_KEY, GgufDialect, Transform, encoder_decoder, encoder_only, name_of};
+use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, encoder_decoder, encoder_only, name_of};
 use crate::blocks::stack::{Positions, StackShape};
 use crate::config::Keys;
 use crate::table::{self, Architecture, ModelShape};
@@ -50,7 +50,8 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
     plan_with(config, &[])
 }
 
-/// The same of a model whose folder has these tensors, where its architecture leaves names and heads open.
+/// The same of a model whose folder has these tensors, in that order: their names go along, and tell the form of an
+/// architecture that leaves names and heads open.
 pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<GgufForm> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
@@ -76,9 +77,7 @@ pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Gg
         }
         (ModelShape::EncoderOnly(shape), Some(dialect)) => {
             encoder_only::check(&keys, shape)?;
-            let mut metadata = encoder_only::metadata(dialect.architecture, shape)?;
-            metadata.push(encoder_only::names(shape));
-            metadata
+            encoder_only::metadata(dialect.architecture, shape)?
         }
         (ModelShape::EncoderDecoder(shape), Some(dialect)) => {
             encoder_decoder::check(&keys, shape)?;
@@ -89,6 +88,10 @@ pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Gg
         }
     };
     metadata.push((CONFIG_KEY.to_string(), GgufValue::String(text)));
+    if architecture.gguf.is_some() && !infos.is_empty() {
+        let names = infos.iter().map(|info| info.name.clone()).collect();
+        metadata.push((NAMES_KEY.to_string(), GgufValue::Array(GgufArray::String(names))));
+    }
     Ok(GgufForm { metadata, tensors })
 }
 
