@@ -49,14 +49,24 @@ pub fn fresh(config: &Map<String, Value>, spec: &TensorSpec, seed: u64) -> Resul
 fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
     use Part::*;
     let stack = stack_of(spec, shape);
-    let deviation = match (stack.t5_factor, shape) {
-        (Some(factor), _) => factor * t5_deviation(spec, stack),
-        (None, ModelShape::DecoderOnly { stack, .. }) => stack.initializer_range,
-        (None, ModelShape::EncoderDecoder(shape)) => shape.initializer_range,
+    let deviation = match (stack, shape) {
+        (Some(StackShape { t5_factor: Some(factor), .. }), _) => factor * t5_deviation(spec, stack),
+        (_, ModelShape::DecoderOnly { stack, .. }) => stack.initializer_range,
+        (_, ModelShape::EncoderDecoder(shape)) => shape.initializer_range,
+        (_, ModelShape::EncoderOnly(shape)) => shape.initializer_range,
+    };
+    let (norm_offset, pad_token) = match (stack, shape) {
+        (Some(stack), _) => (stack.norm.offset, stack.pad_token),
+        (None, ModelShape::EncoderOnly(shape)) => (0.0, shape.pad_token),
+        (None, _) => (0.0, None),
     };
     let len = spec.shape.iter().product();
     match spec.role.part {
         FinalNorm
+        | EmbeddingNorm
+        | HeadNorm
+        | SelfAttentionSumNorm
+        | FeedForwardSumNorm
         | SelfAttentionHeadNorm(_)
         | CrossAttentionHeadNorm(_)
         | SelfAttentionNorm
@@ -64,17 +74,33 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
         | CrossAttentionNorm
         | CrossAttentionPostNorm
         | FeedForwardNorm
-        | FeedForwardPostNorm => vec![(1.0 - stack.norm.offset) as f32; len],
-        SelfAttentionBias(_) | CrossAttentionBias(_) | GateBias | UpBias | DownBias => vec![0.0; len],
+        | FeedForwardPostNorm => vec![(1.0 - norm_offset) as f32; len],
+        EmbeddingNormBias
+        | HeadBias
+        | HeadTransformBias
+        | HeadNormBias
+        | PoolerBias
+        | SentencePairHeadBias
+        | ClassifierBias
+        | SelfAttentionSumNormBias
+        | FeedForwardSumNormBias
+        | SelfAttentionBias(_)
+        | CrossAttentionBias(_)
+        | GateBias
+        | UpBias
+        | DownBias => vec![0.0; len],
         Embedding => {
             let mut values = normal(&spec.name, seed, deviation, len);
-            if let Some(pad) = stack.pad_token {
-                let row = pad as usize * stack.width;
-                if let Some(row) = values.get_mut(row..row + stack.width) {
+            if let (Some(pad), Some(width)) = (pad_token, spec.shape.last()) {
+                let row = pad as usize * width;
+                if let Some(row) = values.get_mut(row..row + width) {
                     row.fill(0.0);
                 }
             }
             values
+        }
+        PositionEmbedding | TokenTypeEmbedding | HeadTransform | Pooler | SentencePairHead | Classifier => {
+            normal(&spec.name, seed, deviation, len)
         }
         Head | RelativeBias | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
             normal(&spec.name, seed, deviation, len)
@@ -83,26 +109,28 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
 }
 
 /// T5's deviations follow the widths (arXiv:1910.10683; `_init_weights` of the reference).
-fn t5_deviation(spec: &TensorSpec, stack: &StackShape) -> f64 {
+fn t5_deviation(spec: &TensorSpec, stack: Option<&StackShape>) -> f64 {
     use Part::*;
     let root = |width: usize| (width as f64).powf(-0.5);
     match spec.role.part {
         Embedding | Head => 1.0,
-        RelativeBias => root(stack.width),
+        RelativeBias => root(stack.map_or(1, |stack| stack.width)),
         SelfAttention(Projection::Query) | CrossAttention(Projection::Query) => {
-            let head_dim = stack.layers.first().map_or(1, |layer| layer.attention.head_dim);
-            root(stack.width * head_dim)
+            let layer = stack.and_then(|stack| stack.layers.first());
+            root(layer.map_or(1, |layer| layer.attention.width * layer.attention.head_dim))
         }
         // All other matrices by the width that they read.
         _ => root(spec.shape.last().copied().unwrap_or(1)),
     }
 }
 
-fn stack_of<'a>(spec: &TensorSpec, shape: &'a ModelShape) -> &'a StackShape {
+/// None for an encoder-only model, whose stack is of another kind.
+fn stack_of<'a>(spec: &TensorSpec, shape: &'a ModelShape) -> Option<&'a StackShape> {
     match (shape, spec.role.stack) {
-        (ModelShape::DecoderOnly { stack, .. }, _) => stack,
-        (ModelShape::EncoderDecoder(shape), StackKind::Encoder) => &shape.encoder,
-        (ModelShape::EncoderDecoder(shape), StackKind::Decoder) => &shape.decoder,
+        (ModelShape::DecoderOnly { stack, .. }, _) => Some(stack),
+        (ModelShape::EncoderDecoder(shape), StackKind::Encoder) => Some(&shape.encoder),
+        (ModelShape::EncoderDecoder(shape), StackKind::Decoder) => Some(&shape.decoder),
+        (ModelShape::EncoderOnly(_), _) => None,
     }
 }
 

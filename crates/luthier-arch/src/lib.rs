@@ -1,5 +1,6 @@
 //! Architectures, one a file, and the blocks that they are built of. One `forward` trains, scores and generates.
 
+pub mod bert;
 pub mod blocks;
 pub mod config;
 pub mod encoder_decoder;
@@ -27,4 +28,6 @@ pub use init::{from_weights, init};
 pub use load::{LoadOptions, check_headers, check_ties, load};
 pub use memory::check_tokens;
 pub use model::{Cache, Encoded, Model, TokenBatch};
-pub use table::{ARCHITECTURES, Architecture, encoder_decoder_config, layout, unknown_keys};
+pub use table::{
+    ARCHITECTURES, Architecture, encoder_decoder_config, layout, layout_of, layout_with, unknown_keys,
+};

@@ -25,7 +25,7 @@ pub struct LoadOptions {
 
 /// The model of a checkpoint. Errors name the tensor or the config key that is at fault.
 pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Model>> {
-    let shape = table::shape(&checkpoint.config)?;
+    let shape = table::shape(&checkpoint.config)?.fitted(checkpoint.tensors.infos());
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
     compare_ties(&layout, checkpoint, &stored)?;
@@ -45,9 +45,27 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
 
 /// The layout of a checkpoint whose tensors are those that its config describes, by their headers alone.
 pub fn check_headers(checkpoint: &Checkpoint) -> Result<Layout> {
-    let layout = table::layout(&checkpoint.config)?;
+    let layout = table::layout_of(checkpoint)?;
     check_tensors(&layout, checkpoint)?;
     Ok(layout)
+}
+
+/// The same checkpoint with the `model_type` that its config.json lacks, as those of 2019 do, where its tensors are those of
+/// one architecture alone.
+pub(crate) fn recognised(mut checkpoint: Checkpoint) -> Checkpoint {
+    if checkpoint.config.contains_key("model_type") {
+        return checkpoint;
+    }
+    let named = |architecture: &table::Architecture| {
+        let mut config = checkpoint.config.clone();
+        config.insert("model_type".to_string(), architecture.model_type.into());
+        Checkpoint { config, ..checkpoint.clone() }
+    };
+    let fitting = table::ARCHITECTURES.iter().map(named).filter(|named| check_headers(named).is_ok());
+    if let [one] = &fitting.collect::<Vec<_>>()[..] {
+        checkpoint.config.clone_from(&one.config);
+    }
+    checkpoint
 }
 
 /// Compares the layout with the headers; the tensors' block types by name.
@@ -106,12 +124,13 @@ fn block_type(info: &TensorInfo) -> Result<BlockType> {
 
 /// Buffers that old files carry and that follow from the config.
 fn is_leftover(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
+    const BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
+    name.ends_with(".rotary_emb.inv_freq") || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
 }
 
 /// Refuses a tied weight that the files carry twice with different values; reads those tensors.
 pub fn check_ties(checkpoint: &Checkpoint) -> Result<()> {
-    let layout = table::layout(&checkpoint.config)?;
+    let layout = table::layout_of(checkpoint)?;
     let stored = check_tensors(&layout, checkpoint)?;
     compare_ties(&layout, checkpoint, &stored)
 }

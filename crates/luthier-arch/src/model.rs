@@ -112,7 +112,7 @@ impl Cache {
     }
 }
 
-/// A decoder-only or encoder-decoder model.
+/// A decoder-only, encoder-decoder or encoder-only model.
 pub trait Model: Send + Sync {
     /// Its config.json.
     fn config(&self) -> &Map<String, Value>;
@@ -126,11 +126,15 @@ pub trait Model: Send + Sync {
     fn context_length(&self) -> Option<usize>;
     /// The first decoder token of an encoder-decoder; none for a decoder-only model.
     fn decoder_start_token(&self) -> Option<u32>;
-    /// Whether it has an encoder.
+    /// Whether it has an encoder and a decoder that reads it.
     fn is_encoder_decoder(&self) -> bool;
+    /// Whether it is an encoder alone: it sees a text whole, and its logits are those of masked tokens, not of next ones.
+    fn is_encoder_only(&self) -> bool {
+        false
+    }
     /// Runs the encoder. An error for a decoder-only model.
     fn encode(&self, tokens: &TokenBatch) -> Result<Encoded>;
-    /// Runs the (decoder) stack: final-normed states [b, t, m] of `tokens`, which continue what the cache holds.
+    /// Runs the (decoder) stack, or an encoder-only model: final-normed states [b, t, m] of `tokens`, which continue what the cache holds.
     fn hidden(
         &self,
         tokens: &TokenBatch,
@@ -145,4 +149,16 @@ pub trait Model: Send + Sync {
     fn set_recomputed_layers(&mut self, n_layers: usize);
     /// Number of layers that `set_recomputed_layers` counts.
     fn n_layers(&self) -> usize;
+}
+
+/// An error for a model that does not predict next tokens, which `purpose` needs.
+pub fn check_predicts_next(model: &dyn Model, purpose: &str) -> Result<()> {
+    if !model.is_encoder_only() {
+        return Ok(());
+    }
+    let model_type = model.config().get("model_type").and_then(Value::as_str).unwrap_or("this model");
+    Err(Error::Use(format!(
+        "{purpose} needs a model that predicts next tokens, but {model_type} is an encoder, which sees a text whole: \
+         `logits` gives what it makes of masked tokens, `embed` its states"
+    )))
 }

@@ -4,6 +4,7 @@
 //! where the config does not say; states are never scaled.
 
 use crate::blocks::t5::{self, T5Rules};
+use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 
 /// Its line in the table.
@@ -15,5 +16,11 @@ pub const ARCHITECTURE: Architecture = Architecture {
     },
     stack: None,
     encoder_decoder: None,
-    gguf: None,
+    gguf: Some(GgufDialect {
+        architecture: "t5",
+        class: "MT5ForConditionalGeneration",
+        interleaved_heads: false,
+        whole_norms: false,
+        always_tied: false,
+    }),
 };

@@ -4,6 +4,7 @@
 //! d_model^-0.5 before a head that is the embedding; version 1.1 has gated blocks and a head of its own.
 
 use crate::blocks::t5::{self, T5Rules};
+use crate::gguf::GgufDialect;
 use crate::table::{Architecture, ModelShape};
 
 /// Its line in the table.
@@ -15,5 +16,11 @@ pub const ARCHITECTURE: Architecture = Architecture {
     },
     stack: None,
     encoder_decoder: None,
-    gguf: None,
+    gguf: Some(GgufDialect {
+        architecture: "t5",
+        class: "T5ForConditionalGeneration",
+        interleaved_heads: false,
+        whole_norms: false,
+        always_tied: false,
+    }),
 };

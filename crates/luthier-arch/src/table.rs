@@ -1,10 +1,12 @@
 //! The architectures, one line each, and what one can ask of a config.
 
 use luthier_checkpoint::layout::Layout;
+use luthier_checkpoint::{Checkpoint, TensorInfo};
 use serde_json::{Map, Value};
 
 use crate::blocks::decoder_only;
 use crate::blocks::encoder_decoder::EncoderDecoderShape;
+use crate::blocks::encoder_only::EncoderOnlyShape;
 use crate::blocks::stack::{Site, StackShape};
 use crate::config::Keys;
 use crate::gguf::GgufDialect;
@@ -18,6 +20,7 @@ pub type Config = Map<String, Value>;
 /// Sorted by model_type.
 #[rustfmt::skip]
 pub const ARCHITECTURES: &[Architecture] = &[
+    crate::bert::ARCHITECTURE,
     crate::gemma2::ARCHITECTURE,
     crate::llama::ARCHITECTURE,
     crate::encoder_decoder::ARCHITECTURE,
@@ -55,6 +58,8 @@ pub enum ModelShape {
     },
     /// Two stacks.
     EncoderDecoder(Box<EncoderDecoderShape>),
+    /// One stack that sees its whole input, with the heads that its file carries.
+    EncoderOnly(Box<EncoderOnlyShape>),
 }
 
 impl ModelShape {
@@ -73,6 +78,7 @@ impl ModelShape {
         match self {
             ModelShape::DecoderOnly { stack, tied_head } => decoder_only::layout(stack, *tied_head),
             ModelShape::EncoderDecoder(shape) => shape.layout(),
+            ModelShape::EncoderOnly(shape) => shape.layout(),
         }
     }
 
@@ -83,6 +89,15 @@ impl ModelShape {
                 decoder_only::build(config, stack, *tied_head, weights)
             }
             ModelShape::EncoderDecoder(shape) => shape.build(config, weights),
+            ModelShape::EncoderOnly(shape) => shape.build(config, weights),
+        }
+    }
+
+    /// The same in the form that these tensors have, for architectures whose files differ in what they carry.
+    pub fn fitted(self, infos: &[TensorInfo]) -> ModelShape {
+        match self {
+            ModelShape::EncoderOnly(shape) => ModelShape::EncoderOnly(Box::new(shape.fitted(infos))),
+            other => other,
         }
     }
 }
@@ -108,7 +123,18 @@ pub fn shape(config: &Map<String, Value>) -> Result<ModelShape> {
     (architecture(&keys)?.shape)(&keys)
 }
 
-/// All weights of a model of this config.
+/// All weights of a model of this config, with the names and heads that `infos` have where its architecture leaves them
+/// open.
+pub fn layout_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Layout> {
+    Ok(shape(config)?.fitted(infos).layout())
+}
+
+/// All weights that a checkpoint's config and the form of its tensors ask for; [`crate::check_headers`] also compares.
+pub fn layout_of(checkpoint: &Checkpoint) -> Result<Layout> {
+    layout_with(&checkpoint.config, checkpoint.tensors.infos())
+}
+
+/// All weights of a model of this config, in the form that its `architectures` has.
 pub fn layout(config: &Map<String, Value>) -> Result<Layout> {
     Ok(shape(config)?.layout())
 }
@@ -128,9 +154,13 @@ pub fn encoder_decoder_config(
 ) -> Result<Map<String, Value>> {
     let architecture_of = |config: &Map<String, Value>| architecture(&Keys::new(config)?);
     let (of_encoder, of_decoder) = (architecture_of(encoder)?, architecture_of(decoder)?);
-    for architecture in [of_encoder, of_decoder] {
+    for (architecture, config) in [(of_encoder, encoder), (of_decoder, decoder)] {
         if architecture.stack.is_none() {
-            let what = format!("{} is an encoder-decoder already", architecture.model_type);
+            let what = match shape(config) {
+                Ok(ModelShape::EncoderOnly(_)) => "is an encoder, which does not predict next tokens",
+                _ => "is an encoder-decoder already",
+            };
+            let what = format!("{} {what}", architecture.model_type);
             return Err(Error::config("model_type", what));
         }
     }

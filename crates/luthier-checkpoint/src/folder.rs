@@ -39,10 +39,16 @@ const SIDE_FILES: &[&str] = &[
     "NOTICE",
     "NOTICE.txt",
     "USE_POLICY.md",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 ];
 
 /// A folder of further templates, as newer Hugging Face tools write it.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+/// What stands in the folder of a module.
+const MODULE_CONFIG: &str = "config.json";
 
 /// Largest side file that is read.
 const MAX_SIDE_FILE_BYTES: u64 = 512 << 20;
@@ -137,9 +143,20 @@ pub(crate) fn is_side_file(name: &str) -> bool {
     let template = |(folder, name): (&str, &str)| {
         folder == MORE_TEMPLATES && name.ends_with(".jinja") && !name.contains(['/', '\\'])
     };
+    let module = |(folder, name): (&str, &str)| is_module_folder(folder) && name == MODULE_CONFIG;
     TOKENIZER_FILES.contains(&name)
         || SIDE_FILES.contains(&name)
-        || name.split_once('/').is_some_and(template)
+        || name.split_once('/').is_some_and(|parts| template(parts) || module(parts))
+}
+
+/// `1_Pooling` and the like: what follows the model in sentence-transformers' list of modules.
+fn is_module_folder(name: &str) -> bool {
+    name.split_once('_').is_some_and(|(number, kind)| {
+        !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+            && !kind.is_empty()
+            && kind.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
 }
 
 /// Whether an entry of that name at the top of a folder is what a model consists of: config, weights and their indexes,
@@ -148,6 +165,7 @@ pub fn is_part_of_model(name: &str) -> bool {
     let endings = [".safetensors", ".bin", ".pt", ".pth", ".index.json"];
     is_side_file(name)
         || ["config.json", "lineage.json", MORE_TEMPLATES].contains(&name)
+        || is_module_folder(name)
         || endings.iter().any(|ending| name.ends_with(ending))
 }
 
@@ -203,6 +221,16 @@ fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
         templates.sort();
         paths.extend(templates);
     }
+    let mut modules = Vec::new();
+    for entry in std::fs::read_dir(place).map_err(|source| Error::io(place, source))? {
+        let path = entry.map_err(|source| Error::io(place, source))?.path();
+        let is_module = path.file_name().and_then(|name| name.to_str()).is_some_and(is_module_folder);
+        if is_module && path.join(MODULE_CONFIG).is_file() {
+            modules.push(path.join(MODULE_CONFIG));
+        }
+    }
+    modules.sort();
+    paths.extend(modules);
     Ok(paths)
 }
 

@@ -20,14 +20,20 @@ pub enum Space {
     QueryHeads,
     /// Buckets of distances between tokens.
     Buckets,
+    /// Places in a text.
+    Positions,
+    /// Which of two texts a token belongs to.
+    TokenTypes,
+    /// Classes of a text.
+    Classes,
 }
 
 /// Which stack of layers a tensor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StackKind {
-    /// The stack that predicts tokens; the only one of a decoder-only model.
+    /// The stack that predicts next tokens; the only one of a decoder-only model.
     Decoder,
-    /// The stack that reads the input of an encoder-decoder.
+    /// The stack that reads the input of an encoder-decoder; the only one of an encoder-only model.
     Encoder,
 }
 
@@ -46,8 +52,38 @@ pub enum Projection {
 pub enum Part {
     /// Token embedding.
     Embedding,
+    /// Embedding of places, added to that of tokens.
+    PositionEmbedding,
+    /// Embedding of first and second text, added to that of tokens.
+    TokenTypeEmbedding,
+    /// The norm over the summed embeddings, its weight.
+    EmbeddingNorm,
+    /// The norm over the summed embeddings, its bias.
+    EmbeddingNormBias,
     /// Output projection, where it is not the embedding.
     Head,
+    /// Bias of the logits.
+    HeadBias,
+    /// The dense layer between the last state and the output projection, its weight.
+    HeadTransform,
+    /// The dense layer between the last state and the output projection, its bias.
+    HeadTransformBias,
+    /// The norm behind that layer, its weight.
+    HeadNorm,
+    /// The norm behind that layer, its bias.
+    HeadNormBias,
+    /// The dense layer over the first token's state that stands for the whole text, its weight.
+    Pooler,
+    /// The dense layer over the first token's state, its bias.
+    PoolerBias,
+    /// The projection that says whether one text follows another, its weight.
+    SentencePairHead,
+    /// The projection that says whether one text follows another, its bias.
+    SentencePairHeadBias,
+    /// The projection to classes, its weight.
+    Classifier,
+    /// The projection to classes, its bias.
+    ClassifierBias,
     /// Bias of attention scores by distance, one for all layers of a stack.
     RelativeBias,
     /// The norm after the last layer.
@@ -68,6 +104,10 @@ pub enum Part {
     SelfAttentionNorm,
     /// Norm after self-attention, before the residual sum.
     SelfAttentionPostNorm,
+    /// Norm of the sum of the residual stream and self-attention, its weight (post-norm layers).
+    SelfAttentionSumNorm,
+    /// Norm of the sum of the residual stream and self-attention, its bias.
+    SelfAttentionSumNormBias,
     /// Norm before cross-attention.
     CrossAttentionNorm,
     /// Norm after cross-attention, before the residual sum.
@@ -76,6 +116,10 @@ pub enum Part {
     FeedForwardNorm,
     /// Norm after the feed-forward block, before the residual sum.
     FeedForwardPostNorm,
+    /// Norm of the sum of the residual stream and the feed-forward block, its weight (post-norm layers).
+    FeedForwardSumNorm,
+    /// Norm of the sum of the residual stream and the feed-forward block, its bias.
+    FeedForwardSumNormBias,
     /// Gate projection of a gated feed-forward block.
     Gate,
     /// Up projection.

@@ -18,6 +18,7 @@ pub mod mapped;
 pub mod memory;
 pub mod output;
 pub mod safetensors;
+pub mod sentence;
 pub mod torch;
 pub mod values;
 

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
-use luthier_arch::model::{Cache, Encoded, Model, TokenBatch};
+use luthier_arch::model::{Cache, Encoded, Model, TokenBatch, check_predicts_next};
 
 use crate::options::{FinishReason, GenerateOptions, Generation};
 use crate::random::Random;
@@ -95,6 +95,7 @@ fn read_inputs(
     prompt_ids: &[u32],
     decoder_ids: Option<&[u32]>,
 ) -> Result<(Vec<u32>, Option<Encoded>)> {
+    check_predicts_next(model, "generating text")?;
     check_ids(model, "prompt", prompt_ids)?;
     if !model.is_encoder_decoder() {
         if decoder_ids.is_some() {

@@ -16,6 +16,7 @@ pub mod buffer;
 pub mod bytes;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod layer_norm;
 mod math;
 pub mod matmul;
 pub mod norm;

@@ -56,6 +56,14 @@ pub enum Error {
         /// NaN or infinity.
         value: f64,
     },
+    /// An embedding is no vector of numbers.
+    #[error("text {text}: its embedding holds {value}; the weights are damaged or out of range")]
+    EmbeddingNotFinite {
+        /// Which text, from 1 on.
+        text: usize,
+        /// NaN or infinity.
+        value: f64,
+    },
     /// A file that cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

@@ -1,6 +1,6 @@
 //! Output projection and cross-entropy in one operation, optionally against a teacher's distribution.
 //!
-//! `loss = sum_i w_i * (-log softmax(z_i)[y_i]) / sum_i w_i` with `z_i = cap(h_i E^T)`; with a teacher's logits `t_i` a
+//! `loss = sum_i w_i * (-log softmax(z_i)[y_i]) / sum_i w_i` with `z_i = cap(h_i E^T + b)`; with a teacher's logits `t_i` a
 //! share s of the term is `-T^2 sum_j softmax(t_i / T)_j log softmax(z_i / T)_j` instead (knowledge distillation,
 //! arXiv:1503.02531; T is the temperature, T^2 keeps the size of its gradients).
 //!
@@ -10,14 +10,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{D, Result, Shape, Tensor};
-use luthier_kernels::activation::{softcap as softcap_kernel, softcap_backward};
 use luthier_kernels::buffer::unfilled;
 use luthier_kernels::cross_entropy::{RowTargets, RowTeacher, cross_entropy_rows};
 use luthier_kernels::matmul::{View, Write, matmul};
 use luthier_kernels::rows;
 
 use crate::Weight;
-use crate::linear::{multiply, multiply_transposed, on_cpu};
+use crate::linear::{multiply, multiply_transposed, on_cpu, with_values};
+pub use crate::project::{biased_project, project};
 use crate::tape::{self, Fused, Pass};
 
 // n positions, m width, v vocabulary
@@ -54,6 +54,17 @@ pub fn projected_cross_entropy(
     softcap: Option<f64>,
     targets: &Targets,
 ) -> Result<Tensor> {
+    biased_cross_entropy(hidden, head, None, softcap, targets)
+}
+
+/// The same with a bias [v] on the logits, before the soft cap.
+pub fn biased_cross_entropy(
+    hidden: &Tensor,
+    head: &Weight,
+    bias: Option<&Weight>,
+    softcap: Option<f64>,
+    targets: &Targets,
+) -> Result<Tensor> {
     let (n, m) = hidden.dims2()?;
     let (&[v, width], true) = (head.shape(), targets.ids.len() == n && targets.weights.len() == n) else {
         let (ids, weights) = (targets.ids.len(), targets.weights.len());
@@ -61,6 +72,9 @@ pub fn projected_cross_entropy(
     };
     if width != m {
         candle_core::bail!("{}: takes {width} inputs, got {m}", head.name());
+    }
+    if let Some(bias) = bias.filter(|bias| bias.shape() != [v]) {
+        candle_core::bail!("{}: has shape {:?}, wanted [{v}]", bias.name(), bias.shape());
     }
     let mut scored = targets.ids.iter().zip(&targets.weights).filter(|(_, weight)| **weight != 0.0);
     if let Some((id, _)) = scored.find(|(id, _)| **id as usize >= v) {
@@ -75,38 +89,35 @@ pub fn projected_cross_entropy(
     let teacher = targets.teacher.as_ref().map(|teacher| &teacher.logits);
     if !tape::is_fused(&[hidden])
         || !on_cpu(head)
+        || bias.is_some_and(|bias| !on_cpu(bias))
         || teacher.is_some_and(|teacher| !tape::is_fused(&[teacher]))
     {
-        return reference(hidden, head, softcap, targets);
+        return reference(hidden, head, bias, softcap, targets);
     }
     let op = Loss {
         head: head.clone(),
+        bias: bias.cloned(),
         softcap: softcap.map(|cap| cap as f32),
         scored: Scored::of(targets)?,
         wants_hidden: tape::is_recording() && hidden.track_op(),
         wants_head: tape::is_recording() && head.is_trainable(),
+        wants_bias: tape::is_recording() && bias.is_some_and(Weight::is_trainable),
         dims: (n, m, v),
         made: Mutex::default(),
     };
     tape::apply(op, &[hidden])
 }
 
-/// hidden: [.., m] -> logits [.., v], soft-capped.
-pub fn project(hidden: &Tensor, head: &Weight, softcap: Option<f64>) -> Result<Tensor> {
-    let logits = crate::linear::linear(hidden, head, None)?;
-    match softcap {
-        Some(cap) if tape::is_fused(&[&logits]) => {
-            tape::apply(SoftCap { cap: cap as f32, shape: logits.shape().clone() }, &[&logits])
-        }
-        Some(cap) => (logits / cap)?.tanh()? * cap,
-        None => Ok(logits),
-    }
-}
-
-fn reference(hidden: &Tensor, head: &Weight, softcap: Option<f64>, targets: &Targets) -> Result<Tensor> {
+fn reference(
+    hidden: &Tensor,
+    head: &Weight,
+    bias: Option<&Weight>,
+    softcap: Option<f64>,
+    targets: &Targets,
+) -> Result<Tensor> {
     let device = hidden.device();
     let n = targets.ids.len();
-    let logits = project(hidden, head, softcap)?;
+    let logits = biased_project(hidden, head, bias, softcap)?;
     let log_p = log_softmax(&logits)?;
     // Positions that are not scored may carry any id.
     let ids = targets.ids.iter().zip(&targets.weights);
@@ -160,10 +171,12 @@ impl Scored {
 
 struct Loss {
     head: Weight,
+    bias: Option<Weight>,
     softcap: Option<f32>,
     scored: Scored,
     wants_hidden: bool,
     wants_head: bool,
+    wants_bias: bool,
     /// (n, m, v).
     dims: (usize, usize, usize),
     made: Mutex<Made>,
@@ -175,6 +188,8 @@ struct Made {
     /// [n, m].
     hidden: Vec<f32>,
     head: HeadGrad,
+    /// [v], or empty.
+    bias: Vec<f32>,
 }
 
 #[derive(Default)]
@@ -193,6 +208,8 @@ struct Wanted<'a> {
     hidden: Option<&'a mut [f32]>,
     /// [v, m], written as the second says.
     head: Option<(&'a mut [f32], Write)>,
+    /// [v], added to.
+    bias: Option<&'a mut [f32]>,
     factor: f32,
 }
 
@@ -219,16 +236,22 @@ impl Loss {
             let x = gather_rows(hidden, part, m);
             let logits = &mut logits[..n * v];
             multiply(&x, &self.head, logits)?;
+            if let Some(bias) = &self.bias {
+                with_values(bias, |bias| rows::add_bias(logits, bias))?;
+            }
             let mut losses = vec![0f32; n];
             let weights: Vec<f32> =
                 self.scored.weights[range.clone()].iter().map(|w| w * wanted.factor).collect();
-            let grads = wanted.hidden.is_some() || wanted.head.is_some();
+            let grads = wanted.hidden.is_some() || wanted.head.is_some() || wanted.bias.is_some();
             self.with_teacher(part, |teacher| {
                 let ids = &self.scored.ids[range.clone()];
                 let targets = RowTargets { ids, weights: &weights, teacher, softcap: self.softcap };
                 cross_entropy_rows(logits, v, targets, grads, &mut losses);
             })?;
             total += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            if let Some(target) = &mut wanted.bias {
+                rows::column_sums(logits, target, Write::Add);
+            }
             if let Some(target) = &mut wanted.hidden {
                 let mut dx = unfilled(n * m);
                 multiply_transposed(logits, &self.head, &mut dx)?;
@@ -242,6 +265,23 @@ impl Loss {
             }
         }
         Ok(total)
+    }
+
+    /// Adds to the bias's gradient what the forward pass made; a second backward pass makes it anew.
+    fn add_bias_grad(&self, made: Vec<f32>, hidden: &[f32], factor: f32) -> Result<()> {
+        let Some(bias) = self.bias.as_ref().filter(|_| self.wants_bias) else { return Ok(()) };
+        let mut grad = made;
+        if grad.is_empty() {
+            grad = vec![0f32; self.dims.2];
+            self.run(hidden, Wanted { hidden: None, head: None, bias: Some(&mut grad), factor: 1.0 })?;
+        }
+        bias.accumulate(|sum, write| {
+            if write == Write::Overwrite {
+                rows::fill(sum, 0.0);
+            }
+            rows::add_scaled(sum, &grad, factor);
+        });
+        Ok(())
     }
 
     /// Lends the teacher's logits of these positions.
@@ -279,21 +319,23 @@ impl Fused for Loss {
     }
 
     fn trains_weights(&self) -> bool {
-        self.wants_head
+        self.wants_head || self.wants_bias
     }
 
     fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let mut dx = vec![0f32; if self.wants_hidden { inputs[0].len() } else { 0 }];
-        let hidden = self.wants_hidden.then_some(&mut dx);
+        let mut db = vec![0f32; if self.wants_bias { self.dims.2 } else { 0 }];
         let mut loss = Ok(0.0);
         if !self.wants_head {
-            let wanted = Wanted { hidden: hidden.map(Vec::as_mut_slice), head: None, factor: 1.0 };
-            loss = self.run(inputs[0], wanted);
+            let hidden = self.wants_hidden.then_some(&mut dx[..]);
+            let bias = self.wants_bias.then_some(&mut db[..]);
+            loss = self.run(inputs[0], Wanted { hidden, head: None, bias, factor: 1.0 });
         } else {
             let mut work = |head: &mut [f32]| {
                 let hidden = self.wants_hidden.then_some(&mut dx[..]);
-                let wanted = Wanted { hidden, head: Some((head, Write::Overwrite)), factor: 1.0 };
+                let bias = self.wants_bias.then_some(&mut db[..]);
+                let wanted = Wanted { hidden, head: Some((head, Write::Overwrite)), bias, factor: 1.0 };
                 loss = self.run(inputs[0], wanted);
             };
             made.head = match self.head.leave_pending(&mut work) {
@@ -305,14 +347,15 @@ impl Fused for Loss {
                 }
             };
         }
-        made.hidden = dx;
+        (made.hidden, made.bias) = (dx, db);
         Ok((vec![loss? as f32], Shape::from(())))
     }
 
     fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
         let factor = pass.grad[0];
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let Made { hidden, head } = std::mem::take(&mut *made);
+        let Made { hidden, head, bias } = std::mem::take(&mut *made);
+        self.add_bias_grad(bias, pass.inputs[0], factor)?;
         let redeemed = match head {
             HeadGrad::None => !self.wants_head,
             HeadGrad::Pending(ticket) => self.head.redeem(ticket, factor),
@@ -330,7 +373,7 @@ impl Fused for Loss {
             // Another operation took the buffer in between, or this is a second backward pass.
             let mut result = Ok(0.0);
             self.head.accumulate(|grad, write| {
-                let wanted = Wanted { hidden: None, head: Some((grad, write)), factor };
+                let wanted = Wanted { hidden: None, head: Some((grad, write)), bias: None, factor };
                 result = self.run(pass.inputs[0], wanted);
             });
             result?;
@@ -345,31 +388,8 @@ impl Fused for Loss {
             }
         } else {
             dx = vec![0f32; pass.inputs[0].len()];
-            self.run(pass.inputs[0], Wanted { hidden: Some(&mut dx), head: None, factor })?;
+            self.run(pass.inputs[0], Wanted { hidden: Some(&mut dx), head: None, bias: None, factor })?;
         }
-        Ok(vec![Some(dx)])
-    }
-}
-
-struct SoftCap {
-    cap: f32,
-    shape: Shape,
-}
-
-impl Fused for SoftCap {
-    fn name(&self) -> &'static str {
-        "softcap"
-    }
-
-    fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)> {
-        let mut y = inputs[0].to_vec();
-        softcap_kernel(&mut y, self.cap);
-        Ok((y, self.shape.clone()))
-    }
-
-    fn backward(&self, pass: Pass) -> Result<Vec<Option<Vec<f32>>>> {
-        let mut dx = unfilled(pass.grad.len());
-        softcap_backward(pass.result, pass.grad, self.cap, &mut dx);
         Ok(vec![Some(dx)])
     }
 }

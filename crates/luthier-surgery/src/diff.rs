@@ -1,13 +1,14 @@
 //! `luthier diff A B`: what distinguishes two models, tensor by tensor and key by key.
 //!
 //! Reads two models, folders or GGUF files alike, and writes nothing. Both are compared under Hugging Face names and
-//! by value, so a folder and the GGUF file made of it can be compared; stored types are reported apart.
+//! by value, so a folder and the GGUF file made of it can be compared; stored types are reported apart. Tensors that stand at
+//! the same place of one architecture are compared though their names differ (BERT's with and without `bert.`).
 //! Guarantees: every tensor, config key and side file of either model is in the result.
 //! Refuses: what cannot be opened. Example: `luthier diff builtin runs/adapted`.
 
 use std::collections::BTreeMap;
 
-use luthier_checkpoint::layout::Tie;
+use luthier_checkpoint::layout::{Role, Tie};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, values};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -109,13 +110,13 @@ const PIECE_LEN: usize = 1 << 14;
 pub fn run(a: &Checkpoint, b: &Checkpoint) -> Result<Difference> {
     let a_infos = by_name(a);
     let b_infos = by_name(b);
-    let (a_ties, b_ties) = (Ties::of(a), Ties::of(b));
+    let (a_names, b_names) = (Names::of(a), Names::of(b));
     let mut difference = Difference {
         identical: false,
-        only_in_a: missing_from(&b_infos, &b_ties, a),
-        only_in_b: missing_from(&a_infos, &a_ties, b),
-        repeated_only_in_a: repeated(a, &b_infos, &b_ties),
-        repeated_only_in_b: repeated(b, &a_infos, &a_ties),
+        only_in_a: missing_from(&b_infos, &b_names, a, &a_names),
+        only_in_b: missing_from(&a_infos, &a_names, b, &b_names),
+        repeated_only_in_a: repeated(a, &b_infos, &a_names),
+        repeated_only_in_b: repeated(b, &a_infos, &b_names),
         shapes: Vec::new(),
         dtypes: Vec::new(),
         equal: Vec::new(),
@@ -124,7 +125,7 @@ pub fn run(a: &Checkpoint, b: &Checkpoint) -> Result<Difference> {
         side_files: file_differences(a, b),
     };
     for info_a in a.tensors.infos() {
-        let Some(info_b) = b_ties.find(&b_infos, &info_a.name) else { continue };
+        let Some(info_b) = b_names.find(&b_infos, &info_a.name, &a_names) else { continue };
         let name = &info_a.name;
         if info_a.dtype != info_b.dtype {
             difference.dtypes.push(DtypeDifference {
@@ -165,35 +166,57 @@ fn by_name(checkpoint: &Checkpoint) -> BTreeMap<&str, &TensorInfo> {
     checkpoint.tensors.infos().iter().map(|info| (info.name.as_str(), info)).collect()
 }
 
-/// Names under which a model holds a weight without a file having to carry it: the head that is the embedding.
-struct Ties(Vec<Tie>);
+/// What the names of a model's tensors stand for.
+struct Names {
+    /// Names under which it holds a weight without a file having to carry it: the head that is the embedding.
+    ties: Vec<Tie>,
+    /// Where each tensor stands.
+    roles: Vec<(Role, String)>,
+}
 
-impl Ties {
+impl Names {
     /// None for an architecture that is not known.
-    fn of(checkpoint: &Checkpoint) -> Ties {
-        Ties(luthier_arch::layout(&checkpoint.config).map(|layout| layout.ties).unwrap_or_default())
+    fn of(checkpoint: &Checkpoint) -> Names {
+        let layout = luthier_arch::layout_of(checkpoint).unwrap_or_default();
+        let roles = layout.tensors.into_iter().map(|spec| (spec.role, spec.name)).collect();
+        Names { ties: layout.ties, roles }
     }
 
-    /// The tensor of this name, or the one that it is tied to.
-    fn find<'i>(&self, infos: &BTreeMap<&str, &'i TensorInfo>, name: &str) -> Option<&'i TensorInfo> {
-        let tied =
-            || self.0.iter().find(|tie| tie.name == name).and_then(|tie| infos.get(tie.target.as_str()));
-        infos.get(name).or_else(tied).copied()
+    /// The tensor of this name, the one that it is tied to, or the one that stands where `name` stands in `other`.
+    fn find<'i>(
+        &self,
+        infos: &BTreeMap<&str, &'i TensorInfo>,
+        name: &str,
+        other: &Names,
+    ) -> Option<&'i TensorInfo> {
+        let target =
+            |names: &Names| names.ties.iter().find(|tie| tie.name == name).map(|tie| tie.target.clone());
+        let tied = || target(self).and_then(|target| infos.get(target.as_str()));
+        let here = |name: &str| {
+            let role = other.roles.iter().find(|role| role.1 == name)?.0;
+            let own = &self.roles.iter().find(|own| own.0 == role)?.1;
+            infos.get(own.as_str())
+        };
+        let elsewhere = || here(name).or_else(|| here(&target(other)?));
+        infos.get(name).or_else(tied).or_else(elsewhere).copied()
     }
 }
 
-fn missing_from(infos: &BTreeMap<&str, &TensorInfo>, ties: &Ties, checkpoint: &Checkpoint) -> Vec<String> {
-    let names = checkpoint.tensors.infos().iter().map(|info| &info.name);
-    names.filter(|name| ties.find(infos, name).is_none()).cloned().collect()
+fn missing_from(
+    infos: &BTreeMap<&str, &TensorInfo>,
+    names: &Names,
+    checkpoint: &Checkpoint,
+    own: &Names,
+) -> Vec<String> {
+    let all = checkpoint.tensors.infos().iter().map(|info| &info.name);
+    all.filter(|name| names.find(infos, name, own).is_none()).cloned().collect()
 }
 
-/// Names of a model that the other carries under the name that they are tied to alone.
-fn repeated(checkpoint: &Checkpoint, others: &BTreeMap<&str, &TensorInfo>, ties: &Ties) -> Vec<String> {
+/// Tied names that the model's files carry and the other's do not.
+fn repeated(checkpoint: &Checkpoint, others: &BTreeMap<&str, &TensorInfo>, own: &Names) -> Vec<String> {
     let names = checkpoint.tensors.infos().iter().map(|info| &info.name);
-    names
-        .filter(|name| !others.contains_key(name.as_str()) && ties.find(others, name).is_some())
-        .cloned()
-        .collect()
+    let is_tied = |name: &String| own.ties.iter().any(|tie| tie.name == *name);
+    names.filter(|name| is_tied(name) && !others.contains_key(name.as_str())).cloned().collect()
 }
 
 /// How far two tensors of one shape lie apart; none where all values are equal (zeros of either sign, and two NaNs,

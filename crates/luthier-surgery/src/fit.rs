@@ -28,11 +28,26 @@ pub(crate) fn check_ties(checkpoint: &Checkpoint) -> Result<()> {
     }
 }
 
-/// Rows of the embedding of the stack that predicts tokens.
+/// Rows of the embedding of the stack that predicts tokens, or of the only one.
 pub(crate) fn vocab_size(layout: &Layout) -> usize {
-    let embeddings = layout.tensors.iter().filter(|spec| spec.role.part == Part::Embedding);
-    let decoder = embeddings.filter(|spec| spec.role.stack == StackKind::Decoder);
-    decoder.map(|spec| spec.shape[0]).next().unwrap_or(0)
+    let mut embeddings = layout.tensors.iter().filter(|spec| spec.role.part == Part::Embedding);
+    let decoder = embeddings.clone().find(|spec| spec.role.stack == StackKind::Decoder);
+    decoder.or_else(|| embeddings.next()).map_or(0, |spec| spec.shape[0])
+}
+
+/// What a model whose config.json does not say what it is was taken for.
+pub(crate) fn recognised_type(checkpoint: &Checkpoint) -> Option<String> {
+    let folder = match checkpoint.place.is_dir() {
+        true => checkpoint.place.as_path(),
+        false if luthier_checkpoint::torch::is_torch_name(&checkpoint.place) => checkpoint.place.parent()?,
+        false => return None,
+    };
+    let written = luthier_checkpoint::folder::read_config(&folder.join("config.json")).ok()?;
+    let model_type = checkpoint.config.get("model_type").filter(|_| !written.contains_key("model_type"))?;
+    Some(format!(
+        "config.json names no model_type; the tensors are those of {}, under which outputs name it",
+        model_type.as_str()?
+    ))
 }
 
 /// The tokenizer among the side files; none where there is none.

@@ -105,7 +105,11 @@ pub fn run(checkpoint: &Checkpoint) -> Result<Info> {
             || template_in_config(checkpoint),
         tied: layout.as_ref().map_or_else(Vec::new, tied),
         types: types(infos),
-        notes: layout.as_ref().map_or_else(Vec::new, |layout| odd_tokens(config, fit::vocab_size(layout))),
+        notes: {
+            let mut notes: Vec<String> = fit::recognised_type(checkpoint).into_iter().collect();
+            notes.extend(layout.iter().flat_map(|layout| odd_tokens(config, fit::vocab_size(layout))));
+            notes
+        },
         unknown_config_keys,
         tensors: infos
             .iter()

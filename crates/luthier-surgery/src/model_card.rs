@@ -198,7 +198,7 @@ fn usage(name: &str, checkpoint: &Checkpoint) -> String {
 /// What the hub files the model under, by what its layout can do.
 fn pipeline_tag(checkpoint: &Checkpoint) -> &'static str {
     use luthier_checkpoint::layout::Part;
-    let Ok(layout) = luthier_arch::layout(&checkpoint.config) else { return "text-generation" };
+    let Ok(layout) = luthier_arch::layout_of(checkpoint) else { return "text-generation" };
     let has = |kind: StackKind| {
         layout.tensors.iter().any(|spec| spec.role.stack == kind && spec.role.layer.is_some())
     };

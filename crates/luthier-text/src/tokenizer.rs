@@ -13,7 +13,7 @@ use crate::error::{Result, TextError};
 use crate::sentencepiece;
 use crate::special_tokens::{SpecialTokens, json_file};
 use crate::stream_decoder::StreamDecoder;
-use crate::tokenizer_json;
+use crate::{tokenizer_json, word_piece};
 
 /// Text to token ids and back. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,9 +57,12 @@ impl Tokenizer {
         if let Some(name) = SENTENCEPIECE_FILES.iter().find(|name| files.contains_key(**name)) {
             return sentencepiece::to_tokenizer(name, files);
         }
+        if files.contains_key(word_piece::FILE) {
+            return word_piece::from_files(files);
+        }
         let found: Vec<&str> = files.keys().map(String::as_str).collect();
         Err(TextError::MissingTokenizer {
-            wanted: format!("tokenizer.json, {}", SENTENCEPIECE_FILES.join(", ")),
+            wanted: format!("tokenizer.json, {}, {}", SENTENCEPIECE_FILES.join(", "), word_piece::FILE),
             found: if found.is_empty() { "no side files".to_owned() } else { found.join(", ") },
         })
     }

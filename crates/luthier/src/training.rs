@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use candle_core::Device;
 use luthier_arch::LoadOptions;
+use luthier_arch::model::check_predicts_next;
 use luthier_checkpoint::lineage::Parent;
 use luthier_train::bench::WARM_UP_STEPS;
 use luthier_train::recipe::{ModelSource, RandomModel};
@@ -71,6 +72,7 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
             let options =
                 LoadOptions { trainable: matches!(purpose, Purpose::Train { .. }), device: Device::Cpu };
             let model = luthier_arch::load(&checkpoint, &options)?;
+            check_predicts_next(model.as_ref(), "training on text")?;
             let tokenizer = places::tokenizer_if_any(&checkpoint)?;
             if let Some(tokenizer) = &tokenizer {
                 tokenizer.check_fits(model.vocab_size())?;
@@ -84,6 +86,7 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
             let tokenizer = places::tokenizer_of(&side_files, &random.tokenizer)?;
             let model = luthier_arch::init(&config, seed, true, &Device::Cpu)
                 .with_context(|| random.config.display().to_string())?;
+            check_predicts_next(model.as_ref(), "training on text")?;
             tokenizer.check_fits(model.vocab_size())?;
             let parents = random_parents(random)?;
             Ok(Opened { model, tokenizer: Some(tokenizer), side_files, parents, tensors: None })

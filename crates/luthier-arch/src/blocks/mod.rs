@@ -4,13 +4,16 @@
 pub mod attention;
 pub mod decoder_only;
 pub mod encoder_decoder;
+pub mod encoder_only;
 pub mod feed_forward;
 pub mod layer;
+pub mod layer_norm;
 pub mod linear;
 pub mod names;
 pub mod norm;
 pub mod pass;
 pub mod rope;
+mod running_encoder;
 mod running_model;
 pub mod stack;
 pub mod stack_rules;

@@ -6,7 +6,7 @@
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
 use serde_json::{Map, Value};
 
-use super::{CONFIG_KEY, write};
+use super::{CONFIG_KEY, NAMES_KEY, write};
 use crate::{Error, Result};
 
 /// Keys that change what is computed, which a file of ours holds only where its config says so.
@@ -16,6 +16,7 @@ const OPTIONAL: &[&str] = &[
     "context_length",
     "expert_count",
     "final_logit_softcapping",
+    "logit_scale",
     "rope.scale_linear",
     "rope.scaling.attn_factor",
     "rope.scaling.factor",
@@ -28,8 +29,11 @@ const OPTIONAL: &[&str] = &[
 
 /// Refuses a file whose keys contradict the config that it carries, naming the first key that does.
 pub(super) fn check(config: &Map<String, Value>, gguf: &Gguf) -> Result<()> {
-    let expected: Vec<(String, GgufValue)> =
-        write::plan(config)?.metadata.into_iter().filter(|(key, _)| key != CONFIG_KEY).collect();
+    let expected: Vec<(String, GgufValue)> = write::plan(config)?
+        .metadata
+        .into_iter()
+        .filter(|(key, _)| key != CONFIG_KEY && key != NAMES_KEY)
+        .collect();
     for (key, wanted) in &expected {
         let found = gguf.get(key);
         if !found.is_some_and(|found| is_same(found, wanted)) {

@@ -37,16 +37,14 @@ impl<'a> Metadata<'a> {
         if self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0) {
             return Err(Error::config(self.name("expert_count"), "models with experts are not supported"));
         }
-        known.iter().find(|(_, dialect)| dialect.architecture == self.architecture).copied().ok_or_else(
-            || {
-                let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
-                names.dedup();
-                Error::UnknownArchitecture {
-                    model_type: self.architecture.to_string(),
-                    known: names.join(", "),
-                }
-            },
-        )
+        let is_named = |(_, dialect): &&(_, GgufDialect)| dialect.architecture == self.architecture;
+        // Several architectures may share a name there; the one that is called so itself says most.
+        let own = known.iter().filter(is_named).find(|(known, _)| known.model_type == self.architecture);
+        own.or_else(|| known.iter().find(is_named)).copied().ok_or_else(|| {
+            let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+            names.dedup();
+            Error::UnknownArchitecture { model_type: self.architecture.to_string(), known: names.join(", ") }
+        })
     }
 
     fn name(&self, key: &str) -> String {

@@ -29,9 +29,28 @@ pub fn name_of(role: Role) -> Option<String> {
         UpBias => "ffn_up.bias".to_string(),
         DownBias => "ffn_down.bias".to_string(),
         Embedding
+        | PositionEmbedding
+        | TokenTypeEmbedding
+        | EmbeddingNorm
+        | EmbeddingNormBias
         | RelativeBias
         | Head
+        | HeadBias
+        | HeadTransform
+        | HeadTransformBias
+        | HeadNorm
+        | HeadNormBias
+        | Pooler
+        | PoolerBias
+        | SentencePairHead
+        | SentencePairHeadBias
+        | Classifier
+        | ClassifierBias
         | FinalNorm
+        | SelfAttentionSumNorm
+        | SelfAttentionSumNormBias
+        | FeedForwardSumNorm
+        | FeedForwardSumNormBias
         | CrossAttention(_)
         | CrossAttentionBias(_)
         | CrossAttentionHeadNorm(_)

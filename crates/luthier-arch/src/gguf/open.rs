@@ -5,26 +5,28 @@ use std::path::Path;
 use std::sync::Arc;
 
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
-use luthier_checkpoint::layout::Layout;
-use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSource};
+use luthier_checkpoint::{Checkpoint, Dtype, SideFile, TensorInfo, TensorSource};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value, json};
 
-use super::agreement;
+use super::beside::{self, BESIDE_KEY, Beside};
 use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
-use super::{CONFIG_KEY, GgufDialect, Transform, name_of};
-use crate::blocks::stack::StackShape;
-use crate::table::{self, ModelShape};
-use crate::{Error, Result};
+use super::write::{self, GgufOrigin, GgufTensor};
+use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, agreement, encoder_decoder, encoder_only};
+use crate::table::{self, Architecture, ModelShape};
+use crate::{Error, Result, load};
+
+/// The file by which sentence-transformers knows what a model consists of.
+const MODULES: &str = "modules.json";
 
 /// Opens a model folder, a lone file of PyTorch's with its config.json beside it, or a GGUF file as if it were a folder.
 pub fn open(place: &Path) -> Result<Checkpoint> {
     if place.is_dir() {
-        return Ok(Checkpoint::open_folder(place)?);
+        return Ok(load::recognised(Checkpoint::open_folder(place)?));
     }
     if luthier_checkpoint::torch::is_torch_name(place) {
-        return Ok(Checkpoint::open_torch_file(place)?);
+        return Ok(load::recognised(Checkpoint::open_torch_file(place)?));
     }
     open_gguf(place)
 }
@@ -34,7 +36,7 @@ pub fn open_gguf(path: &Path) -> Result<Checkpoint> {
     let gguf = Arc::new(Gguf::open(path)?);
     let stored = stored_config(&gguf)?;
     if let Some(config) = &stored
-        && let ModelShape::EncoderDecoder(_) = table::shape(config)?
+        && !has_gguf_names(config)?
     {
         agreement::check(config, &gguf)?;
         return checkpoint(path, config.clone(), Arc::clone(&gguf) as Arc<dyn TensorSource>, &gguf);
@@ -51,14 +53,36 @@ pub fn open_gguf(path: &Path) -> Result<Checkpoint> {
     checkpoint(path, config, Arc::new(source), &gguf)
 }
 
+/// Whether files of this architecture have llama.cpp's names.
+fn has_gguf_names(config: &Map<String, Value>) -> Result<bool> {
+    Ok(table::architecture(&crate::config::Keys::new(config)?)?.gguf.is_some())
+}
+
 fn checkpoint(
     path: &Path,
     config: Map<String, Value>,
     tensors: Arc<dyn TensorSource>,
     gguf: &Gguf,
 ) -> Result<Checkpoint> {
-    let side_files = luthier_checkpoint::gguf::side_files(gguf)?;
+    let mut side_files = luthier_checkpoint::gguf::side_files(gguf)?;
+    if side_files.iter().all(|file| file.name != MODULES) {
+        side_files.extend(pooling_files(gguf, &config));
+    }
     Ok(Checkpoint { place: path.to_path_buf(), config, tensors, side_files })
+}
+
+/// What sentence-transformers reads, of a file that says how states become an embedding by a key of llama.cpp's.
+fn pooling_files(gguf: &Gguf, config: &Map<String, Value>) -> Vec<SideFile> {
+    let architecture = gguf.get("general.architecture").and_then(GgufValue::as_str).unwrap_or_default();
+    let width = config.get("hidden_size");
+    let Some(pooling) = encoder_only::pooling_config(architecture, gguf, width) else { return Vec::new() };
+    let modules = json!([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]);
+    [(MODULES, modules), ("1_Pooling/config.json", pooling)]
+        .map(|(name, value)| SideFile { name: name.to_string(), bytes: format!("{value:#}\n").into_bytes() })
+        .to_vec()
 }
 
 fn stored_config(gguf: &Gguf) -> Result<Option<Map<String, Value>>> {
@@ -71,24 +95,28 @@ fn stored_config(gguf: &Gguf) -> Result<Option<Map<String, Value>>> {
 
 /// Whether the file holds exactly the weights that this config asks for.
 fn fits(config: &Map<String, Value>, gguf: &Gguf) -> Result<bool> {
-    let (layout, ..) = decoder_only(config)?;
+    let (shape, architecture) = fitted(config, gguf)?;
     let infos: HashMap<&str, &TensorInfo> =
         gguf.infos().iter().map(|info| (info.name.as_str(), info)).collect();
-    let tied = layout.ties.iter().all(|tie| !infos.contains_key(HEAD) || tie.name != "lm_head.weight");
-    let same = |spec: &luthier_checkpoint::layout::TensorSpec| {
-        let info = name_of(spec.role).and_then(|name| infos.get(name.as_str()).copied());
-        info.is_some_and(|info| info.shape == spec.shape)
-    };
-    Ok(tied && layout.tensors.iter().all(same))
+    let is_tied = shape.layout().ties.iter().any(|tie| tie.name == "lm_head.weight");
+    let same =
+        |tensor: &GgufTensor| infos.get(tensor.name.as_str()).is_some_and(|info| info.shape == tensor.shape);
+    Ok(!(is_tied && infos.contains_key(HEAD)) && write::tensors(&shape, architecture)?.iter().all(same))
 }
 
-fn decoder_only(config: &Map<String, Value>) -> Result<(Layout, StackShape, GgufDialect)> {
-    let shape = table::shape(config)?;
-    let layout = shape.layout();
+/// The shape of a model of this config, in the form of the folder that the file stands for.
+fn fitted(config: &Map<String, Value>, gguf: &Gguf) -> Result<(ModelShape, &'static Architecture)> {
     let architecture = table::architecture(&crate::config::Keys::new(config)?)?;
-    match (shape, architecture.gguf) {
-        (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) => Ok((layout, *stack, dialect)),
-        _ => Err(Error::config("model_type", format!("{} has no GGUF names", architecture.model_type))),
+    let shape = match table::shape(config)? {
+        ModelShape::EncoderOnly(shape) => {
+            let form = encoder_only::form_of(&shape, gguf)?;
+            ModelShape::EncoderOnly(shape).fitted(&form)
+        }
+        other => other,
+    };
+    match architecture.gguf {
+        Some(_) => Ok((shape, architecture)),
+        None => Err(Error::config("model_type", format!("{} has no GGUF names", architecture.model_type))),
     }
 }
 
@@ -97,6 +125,8 @@ struct Renamed {
     gguf: Arc<Gguf>,
     infos: Vec<TensorInfo>,
     origins: HashMap<String, (TensorInfo, Transform)>,
+    /// Names that stand for another one's tensor.
+    repeated: HashMap<String, String>,
 }
 
 impl TensorSource for Renamed {
@@ -105,7 +135,11 @@ impl TensorSource for Renamed {
     }
 
     fn read(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
+        let name = self.repeated.get(name).map_or(name, String::as_str);
         let Some((info, transform)) = self.origins.get(name) else {
+            if let Some(bytes) = beside::bytes(&self.gguf, name) {
+                return Ok(SharedBytes::from_vec(bytes.to_vec()));
+            }
             let what = format!("is not in {}", self.gguf.path().display());
             return Err(luthier_checkpoint::Error::Tensor { name: name.to_string(), what });
         };
@@ -121,11 +155,11 @@ impl TensorSource for Renamed {
 }
 
 fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
-    let (layout, stack, dialect) = decoder_only(config)?;
+    let (shape, architecture) = fitted(config, &gguf)?;
     let mut names = HashMap::new();
-    for spec in &layout.tensors {
-        if let Some(name) = name_of(spec.role) {
-            names.insert(name, (spec.name.clone(), Transform::of(spec.role, &stack, &dialect)));
+    for tensor in write::tensors(&shape, architecture)? {
+        if let GgufOrigin::Tensor { name, transform } = tensor.origin {
+            names.insert(tensor.name, (name, transform));
         }
     }
     let (mut infos, mut origins) = (Vec::new(), HashMap::new());
@@ -144,7 +178,33 @@ fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
             return Err(Error::tensor(&info.name, what));
         }
     }
-    Ok(Renamed { gguf, infos, origins })
+    let mut repeated = HashMap::new();
+    let mut beside = beside::read(&gguf)?;
+    // Those with bytes of their own first: others may repeat them.
+    beside.sort_by_key(|tensor| matches!(tensor, Beside::SameAs { .. }));
+    for tensor in beside {
+        let info = match tensor {
+            Beside::Bytes(info) => info,
+            Beside::SameAs { name, target } => {
+                let found = infos.iter().find(|info| info.name == target);
+                let missing =
+                    || Error::tensor(&name, format!("is {target} once more, which is not in the file"));
+                let info = TensorInfo { name: name.clone(), ..found.ok_or_else(missing)?.clone() };
+                repeated.insert(name, target);
+                info
+            }
+        };
+        if infos.iter().any(|other| other.name == info.name) {
+            return Err(Error::tensor(&info.name, format!("stands in the file and under {BESIDE_KEY}")));
+        }
+        infos.push(info);
+    }
+    if let Some(names) = gguf.get(NAMES_KEY).and_then(GgufValue::as_strings) {
+        let places: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        infos.sort_by_key(|info| places.get(info.name.as_str()).copied().unwrap_or(names.len()));
+    }
+    Ok(Renamed { gguf, infos, origins, repeated })
 }
 
 /// The config.json that the metadata amounts to.
@@ -159,6 +219,32 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     set("model_type", json!(architecture.model_type));
     let vocab_size = metadata.vocab_size()?;
     set("vocab_size", json!(vocab_size));
+    match dialect.architecture {
+        "bert" => encoder_only::config(&metadata, &mut set)?,
+        "t5" => encoder_decoder::config(&metadata, &mut set)?,
+        _ => decoder_only(&metadata, architecture, &dialect, &mut set)?,
+    }
+    for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+        // As llama.cpp takes it: an id outside of the vocabulary says that there is no such token.
+        let id = gguf.get(&format!("tokenizer.ggml.{name}_token_id")).and_then(GgufValue::as_u64);
+        set(key, id.filter(|id| *id < vocab_size).map_or(Value::Null, |id| json!(id)));
+    }
+    let dtype = match metadata.embedding()?.dtype {
+        Dtype::Weights(BlockType::F16) => "float16",
+        Dtype::Weights(BlockType::BF16) => "bfloat16",
+        _ => "float32",
+    };
+    set("dtype", json!(dtype));
+    Ok(config)
+}
+
+/// What the ordinary keys say of a decoder-only model.
+fn decoder_only(
+    metadata: &Metadata,
+    architecture: &Architecture,
+    dialect: &GgufDialect,
+    set: &mut impl FnMut(&str, Value),
+) -> Result<()> {
     set("hidden_size", metadata.size("embedding_length")?);
     set("intermediate_size", metadata.uniform("feed_forward_length")?);
     set("num_hidden_layers", metadata.size("block_count")?);
@@ -181,16 +267,5 @@ fn derive_config(gguf: &Gguf) -> Result<Map<String, Value>> {
     for (key, value) in metadata.peculiarities(architecture.model_type)? {
         set(key, value);
     }
-    for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
-        // As llama.cpp takes it: an id outside of the vocabulary says that there is no such token.
-        let id = gguf.get(&format!("tokenizer.ggml.{name}_token_id")).and_then(GgufValue::as_u64);
-        set(key, id.filter(|id| *id < vocab_size).map_or(Value::Null, |id| json!(id)));
-    }
-    let dtype = match metadata.embedding()?.dtype {
-        Dtype::Weights(BlockType::F16) => "float16",
-        Dtype::Weights(BlockType::BF16) => "bfloat16",
-        _ => "float32",
-    };
-    set("dtype", json!(dtype));
-    Ok(config)
+    Ok(())
 }

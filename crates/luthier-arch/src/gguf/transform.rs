@@ -25,6 +25,11 @@ pub enum Transform {
     },
     /// 1 is added to each value, which is then f32.
     AddOne,
+    /// Each value is multiplied by width^-0.5, and is then f32.
+    ScaleStates {
+        /// Of the states.
+        width: usize,
+    },
 }
 
 impl Transform {
@@ -59,7 +64,8 @@ impl Transform {
             Transform::Interleave { heads } => {
                 Ok((info.dtype, move_rows(info, &bytes, heads, |row, half| row % half * 2 + row / half)?))
             }
-            Transform::AddOne => shift(info, &bytes, 1.0),
+            Transform::AddOne => mapped(info, &bytes, |value| value + 1.0),
+            Transform::ScaleStates { width } => mapped(info, &bytes, |value| value * factor(width)),
         }
     }
 
@@ -70,14 +76,15 @@ impl Transform {
             Transform::Interleave { heads } => {
                 Ok((info.dtype, move_rows(info, &bytes, heads, |row, half| row % 2 * half + row / 2)?))
             }
-            Transform::AddOne => shift(info, &bytes, -1.0),
+            Transform::AddOne => mapped(info, &bytes, |value| value - 1.0),
+            Transform::ScaleStates { width } => mapped(info, &bytes, |value| value / factor(width)),
         }
     }
 
     /// The type that `undo` gives.
     pub fn undone_dtype(self, dtype: Dtype) -> Dtype {
         match self {
-            Transform::AddOne => Dtype::Weights(BlockType::F32),
+            Transform::AddOne | Transform::ScaleStates { .. } => Dtype::Weights(BlockType::F32),
             Transform::Keep | Transform::Interleave { .. } => dtype,
         }
     }
@@ -106,8 +113,12 @@ fn move_rows(
     Ok(SharedBytes::from_vec(moved))
 }
 
-fn shift(info: &TensorInfo, bytes: &[u8], by: f32) -> Result<(Dtype, SharedBytes)> {
+fn factor(width: usize) -> f32 {
+    (width as f64).powf(-0.5) as f32
+}
+
+fn mapped(info: &TensorInfo, bytes: &[u8], change: impl Fn(f32) -> f32) -> Result<(Dtype, SharedBytes)> {
     let values = to_f32(&info.name, info.dtype, bytes)?;
-    let bytes = values.iter().flat_map(|value| (value + by).to_le_bytes()).collect();
+    let bytes = values.iter().flat_map(|value| change(*value).to_le_bytes()).collect();
     Ok((Dtype::Weights(BlockType::F32), SharedBytes::from_vec(bytes)))
 }

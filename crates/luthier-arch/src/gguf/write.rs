@@ -1,14 +1,15 @@
 //! What a GGUF file of a model holds: metadata and tensors, from its config alone.
 
-use luthier_checkpoint::gguf::GgufValue;
+use luthier_checkpoint::TensorInfo;
+use luthier_checkpoint::gguf::{GgufArray, GgufValue};
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
 use super::rope_factors::factors;
-use super::{CONFIG_KEY, Transform, name_of};
+use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, encoder_decoder, encoder_only, name_of};
 use crate::blocks::stack::{Positions, StackShape};
 use crate::config::Keys;
-use crate::table::{self, ModelShape};
+use crate::table::{self, Architecture, ModelShape};
 use crate::{Error, Result};
 
 /// A GGUF file to be, the tokenizer's metadata aside.
@@ -25,6 +26,8 @@ pub struct GgufTensor {
     pub name: String,
     /// Outermost axis first.
     pub shape: Vec<usize>,
+    /// Whether llama.cpp wants it in f32 though it is a matrix.
+    pub stays_f32: bool,
     /// Where its values come from.
     pub origin: GgufOrigin,
 }
@@ -44,46 +47,105 @@ pub enum GgufOrigin {
 
 /// The GGUF form of a model of this config. An error names the key that llama.cpp would compute otherwise.
 pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
+    plan_with(config, &[])
+}
+
+/// The same of a model whose folder has these tensors, in that order: their names go along, and tell the form of an
+/// architecture that leaves names and heads open.
+pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<GgufForm> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
-    let shape = (architecture.shape)(&keys)?;
-    let layout = shape.layout();
+    let shape = (architecture.shape)(&keys)?.fitted(infos);
+    let mut tensors = tensors(&shape, architecture)?;
     let text =
         serde_json::to_string(config).map_err(|error| Error::config("config.json", error.to_string()))?;
-    let (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) = (&shape, architecture.gguf) else {
-        let keep = |spec: &luthier_checkpoint::layout::TensorSpec| GgufTensor {
-            name: spec.name.clone(),
-            shape: spec.shape.clone(),
-            origin: GgufOrigin::Tensor { name: spec.name.clone(), transform: Transform::Keep },
-        };
-        let metadata = vec![
-            ("general.architecture".to_string(), GgufValue::String(architecture.model_type.to_string())),
-            (CONFIG_KEY.to_string(), GgufValue::String(text)),
-        ];
-        return Ok(GgufForm { metadata, tensors: layout.tensors.iter().map(keep).collect() });
+    let mut metadata = match (&shape, architecture.gguf) {
+        (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) => {
+            refuse_what_llama_cpp_ignores(architecture.model_type, &keys, stack)?;
+            if let Some(factors) = rope_factors(&keys, stack)? {
+                tensors.insert(
+                    0,
+                    GgufTensor {
+                        name: "rope_freqs.weight".to_string(),
+                        shape: vec![stack.layers[0].attention.head_dim / 2],
+                        stays_f32: true,
+                        origin: GgufOrigin::Made(factors),
+                    },
+                );
+            }
+            metadata(dialect.architecture, &keys, stack)?
+        }
+        (ModelShape::EncoderOnly(shape), Some(dialect)) => {
+            encoder_only::check(&keys, shape)?;
+            encoder_only::metadata(dialect.architecture, shape)?
+        }
+        (ModelShape::EncoderDecoder(shape), Some(dialect)) => {
+            encoder_decoder::check(&keys, shape)?;
+            encoder_decoder::metadata(dialect.architecture, &keys, shape)?
+        }
+        (_, None) => {
+            vec![("general.architecture".to_string(), GgufValue::String(architecture.model_type.to_string()))]
+        }
     };
-    refuse_what_llama_cpp_ignores(architecture.model_type, &keys, stack)?;
-    let mut tensors = Vec::with_capacity(layout.tensors.len() + 1);
-    let mut metadata = metadata(dialect.architecture, &keys, stack)?;
     metadata.push((CONFIG_KEY.to_string(), GgufValue::String(text)));
-    if let Some(factors) = rope_factors(&keys, stack)? {
-        let origin = GgufOrigin::Made(factors);
-        tensors.push(GgufTensor {
-            name: "rope_freqs.weight".to_string(),
-            shape: vec![stack.layers[0].attention.head_dim / 2],
-            origin,
-        });
+    if architecture.gguf.is_some() && !infos.is_empty() {
+        let names = infos.iter().map(|info| info.name.clone()).collect();
+        metadata.push((NAMES_KEY.to_string(), GgufValue::Array(GgufArray::String(names))));
     }
+    Ok(GgufForm { metadata, tensors })
+}
+
+/// The weights of a model as a GGUF file holds them; under their Hugging Face names where llama.cpp does not know the
+/// architecture.
+pub(super) fn tensors(shape: &ModelShape, architecture: &Architecture) -> Result<Vec<GgufTensor>> {
+    match (shape, architecture.gguf) {
+        (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) => {
+            decoder_only_tensors(shape, stack, &dialect)
+        }
+        (ModelShape::EncoderOnly(shape), Some(_)) => Ok(encoder_only::tensors(shape)),
+        (ModelShape::EncoderDecoder(shape), Some(_)) => encoder_decoder::tensors(shape),
+        (_, None) => {
+            let keep = |spec: &luthier_checkpoint::layout::TensorSpec| GgufTensor {
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+                stays_f32: false,
+                origin: GgufOrigin::Tensor { name: spec.name.clone(), transform: Transform::Keep },
+            };
+            Ok(shape.layout().tensors.iter().map(keep).collect())
+        }
+    }
+}
+
+fn decoder_only_tensors(
+    shape: &ModelShape,
+    stack: &StackShape,
+    dialect: &GgufDialect,
+) -> Result<Vec<GgufTensor>> {
+    let layout = shape.layout();
+    let mut tensors = Vec::with_capacity(layout.tensors.len() + 1);
     for spec in &layout.tensors {
         let name = name_of(spec.role).ok_or_else(|| Error::tensor(&spec.name, "has no GGUF name"))?;
         debug_assert!(spec.spaces.iter().all(|space| *space != Space::Vocab) || spec.role.layer.is_none());
         let origin = GgufOrigin::Tensor {
             name: spec.name.clone(),
-            transform: Transform::of(spec.role, stack, &dialect),
+            transform: Transform::of(spec.role, stack, dialect),
         };
-        tensors.push(GgufTensor { name, shape: spec.shape.clone(), origin });
+        tensors.push(GgufTensor { name, shape: spec.shape.clone(), stays_f32: false, origin });
     }
-    Ok(GgufForm { metadata, tensors })
+    Ok(tensors)
+}
+
+/// A size as GGUF files have it; `key` is where the config says it.
+pub(super) fn size(key: &str, size: usize) -> Result<GgufValue> {
+    u32::try_from(size)
+        .map(GgufValue::U32)
+        .map_err(|_| Error::config(key, format!("{size} does not fit a GGUF file")))
+}
+
+/// What llama.cpp would compute otherwise.
+pub(super) fn refused(keys: &Keys, key: &str, what: String) -> Error {
+    let what = format!("{what}; llama.cpp would compute something else, keep this model as a folder");
+    Error::config(keys.name(key), what)
 }
 
 /// The shortest attention window of a model whose GGUF form loses it: llama.cpp applies windows to Gemma 2 alone among
@@ -104,11 +166,6 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
     let mut metadata =
         vec![("general.architecture".to_string(), GgufValue::String(architecture.to_string()))];
     let mut set = |key: &str, value: GgufValue| metadata.push((format!("{architecture}.{key}"), value));
-    let size = |key: &str, size: usize| {
-        u32::try_from(size)
-            .map(GgufValue::U32)
-            .map_err(|_| Error::config(key, format!("{size} does not fit a GGUF file")))
-    };
     set("block_count", size("num_hidden_layers", stack.layers.len())?);
     if let Some(length) = stack.context_length {
         set("context_length", size("max_position_embeddings", length)?);
@@ -190,10 +247,7 @@ fn rope_factors(keys: &Keys, stack: &StackShape) -> Result<Option<Vec<f32>>> {
 }
 
 fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackShape) -> Result<()> {
-    let refuse = |key: &'static str, what: String| {
-        let what = format!("{what}; llama.cpp would compute something else, keep this model as a folder");
-        Err(Error::config(keys.name(key), what))
-    };
+    let refuse = |key: &'static str, what: String| Err(refused(keys, key, what));
     let attention = &stack.layers[0].attention;
     if model_type == "gemma2" {
         let assumed =

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use candle_core::Device;
-use luthier_arch::gguf::{CONFIG_KEY, GgufOrigin, Transform, plan};
+use luthier_arch::gguf::beside::{BESIDE_KEY, TENSOR_KEY};
+use luthier_arch::gguf::{CONFIG_KEY, GgufOrigin, Transform, plan, plan_with};
 use luthier_arch::{LoadOptions, Model, TokenBatch, load, open};
-use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
+use luthier_checkpoint::gguf::{GgufArray, GgufValue, GgufWriter};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSink};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
@@ -21,7 +22,7 @@ fn write(path: &Path, checkpoint: &Checkpoint, with_config: bool) {
 }
 
 fn write_edited(path: &Path, checkpoint: &Checkpoint, edit: impl FnOnce(&mut Vec<(String, GgufValue)>)) {
-    let mut form = plan(&checkpoint.config).unwrap();
+    let mut form = plan_with(&checkpoint.config, checkpoint.tensors.infos()).unwrap();
     edit(&mut form.metadata);
     let (mut infos, mut contents) = (Vec::new(), Vec::new());
     for tensor in form.tensors {
@@ -49,6 +50,15 @@ fn golden(name: &str) -> Checkpoint {
         // What GGUF files assume.
         config["query_pre_attn_scalar"] = json!(12);
     }
+    if config["model_type"].as_str().is_some_and(|name| name.ends_with("t5")) {
+        config["relative_attention_max_distance"] = json!(128);
+    }
+    if name == "bert-plain" {
+        config["hidden_act"] = json!("gelu");
+    }
+    if name == "mt5" {
+        config["feed_forward_proj"] = json!("gated-gelu");
+    }
     checkpoint(&config, &golden_tensors(name, "model.safetensors"))
 }
 
@@ -63,12 +73,30 @@ fn run(checkpoint: &Checkpoint) -> Vec<f32> {
 #[test]
 fn written_and_read_back_computes_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "t5gemma", "encoder-decoder"] {
+    for name in [
+        "llama",
+        "llama-tied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "t5gemma",
+        "encoder-decoder",
+        "t5",
+        "t5-v1_1",
+        "mt5",
+    ] {
         let parent = golden(name);
         let path = folder.path().join(format!("{name}.gguf"));
         write(&path, &parent, true);
         let back = open(&path).unwrap();
         assert_eq!(back.config, parent.config, "{name}");
+        if plan(&parent.config).unwrap().tensors.iter().any(|tensor| tensor.name == "token_embd.weight") {
+            let names = |checkpoint: &Checkpoint| -> Vec<String> {
+                checkpoint.tensors.infos().iter().map(|info| info.name.clone()).collect()
+            };
+            assert_eq!(names(&back), names(&parent), "{name}: in the folder's order");
+        }
         assert_close(name, &run(&back), &run(&parent));
     }
 }
@@ -77,13 +105,96 @@ fn written_and_read_back_computes_the_same() {
 #[test]
 fn metadata_alone_is_enough() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["llama", "llama-tied", "qwen3", "gemma2"] {
+    for name in ["llama", "llama-tied", "qwen3", "gemma2", "t5", "t5-v1_1", "mt5"] {
         let parent = golden(name);
         let path = folder.path().join(format!("{name}.gguf"));
         write(&path, &parent, false);
         let back = open(&path).unwrap();
-        assert_eq!(back.config["model_type"], parent.config["model_type"]);
+        // The last are one architecture there.
+        let wanted = if name == "mt5" { json!("t5") } else { parent.config["model_type"].clone() };
+        assert_eq!(back.config["model_type"], wanted);
         assert_close(name, &run(&back), &run(&parent));
+    }
+}
+
+/// The stack alone, under the names of its folder or, without the keys that tell them, of the plain model.
+#[test]
+fn an_encoder_is_written_without_its_heads() {
+    let folder = tempfile::tempdir().unwrap();
+    let states = |checkpoint: &Checkpoint| {
+        let model = load(checkpoint, &LoadOptions { trainable: false, device: Device::Cpu }).unwrap();
+        let tokens = TokenBatch { ids: vec![4, 8, 15, 16, 23, 42, 7], rows: 1, segments: None };
+        values(&model.encode(&tokens).unwrap().states)
+    };
+    for (name, prefix) in [("bert", "bert."), ("bert-plain", "")] {
+        let parent = golden(name);
+        for with_config in [true, false] {
+            let path = folder.path().join(format!("{name}-{with_config}.gguf"));
+            write_edited(&path, &parent, |metadata| {
+                metadata.retain(|(key, _)| with_config || !key.starts_with("luthier."));
+            });
+            let gguf = luthier_checkpoint::Gguf::open(&path).unwrap();
+            assert_eq!(gguf.get("bert.attention.causal").and_then(GgufValue::as_bool), Some(false));
+            let back = open(&path).unwrap();
+            assert_close(name, &states(&back), &states(&parent));
+            let prefix = if with_config { prefix } else { "" };
+            let name = format!("{prefix}encoder.layer.1.attention.output.LayerNorm.bias");
+            assert!(back.tensors.infos().iter().any(|info| info.name == name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_pooling_type_becomes_the_files_of_sentence_transformers() {
+    use luthier_checkpoint::sentence::{Pooling, SentenceModules};
+    let folder = tempfile::tempdir().unwrap();
+    for (kind, wanted) in [(1, Pooling::Mean), (2, Pooling::First), (3, Pooling::Last)] {
+        let path = folder.path().join(format!("{kind}.gguf"));
+        write_edited(&path, &golden("bert-plain"), |metadata| {
+            metadata.push(("bert.pooling_type".to_string(), GgufValue::U32(kind)));
+        });
+        let modules = SentenceModules::read(&open(&path).unwrap().side_files).unwrap().unwrap();
+        assert_eq!((modules.pooling, modules.normalizes), (wanted, false));
+    }
+}
+
+#[test]
+fn tensors_beside_the_file_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("beside.gguf");
+    let mut check = |text: &str, bytes: usize, wanted: &str| {
+        write_edited(&path, &golden("bert-plain"), |metadata| {
+            metadata.push((BESIDE_KEY.to_string(), GgufValue::String(text.to_string())));
+            let key = format!("{TENSOR_KEY}pooler.dense.bias");
+            metadata.push((key, GgufValue::Array(GgufArray::U8(vec![0; bytes]))));
+        });
+        let error = open(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    };
+    check("[", 0, "config key luthier.beside: expected a JSON object");
+    check(r#"{"pooler.dense.bias": {}}"#, 0, "expected a dtype and a shape");
+    check(r#"{"pooler.dense.bias": {"dtype": "F32", "shape": [32]}}"#, 5, "expected Some(128) bytes");
+    check(r#"{"a": {"same_as": "b"}}"#, 0, "tensor a: is b once more, which is not in the file");
+    check(
+        r#"{"embeddings.LayerNorm.bias": {"same_as": "embeddings.LayerNorm.weight"}}"#,
+        0,
+        "stands in the file and",
+    );
+}
+
+#[test]
+fn what_llama_cpp_has_not_in_an_encoder_or_t5_is_refused() {
+    for (name, key, value, wanted) in [
+        ("bert", "hidden_act", json!("relu"), "GGUF files assume gelu, found Relu"),
+        ("t5", "relative_attention_max_distance", json!(7), "GGUF files assume 128, found 7"),
+        ("t5", "feed_forward_proj", json!("gelu"), "GGUF files assume relu"),
+        ("mt5", "feed_forward_proj", json!("gated-silu"), "GGUF files assume gated-gelu"),
+    ] {
+        let mut config = golden(name).config;
+        config[key] = value;
+        let error = plan(&config).err().unwrap().to_string();
+        assert!(error.contains(key) && error.contains(wanted), "{error}");
     }
 }
 
@@ -235,7 +346,7 @@ fn metadata_that_lies_is_refused() {
     check(
         "general.architecture",
         Some(other),
-        "no architecture is called \"rwkv7\"; known: gemma2, llama, qwen2, qwen3",
+        "no architecture is called \"rwkv7\"; known: bert, gemma2, llama, qwen2, qwen3, t5",
     );
     check("llama.block_count", None, "config key llama.block_count: missing");
     check(

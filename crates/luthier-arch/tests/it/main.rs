@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod behaviour;
+mod bert;
 mod gguf;
 mod golden;
 mod refusals;

@@ -130,13 +130,13 @@ fn config_values_that_make_no_sense_are_named() {
             "llama",
             "model_type",
             json!("gpt-j"),
-            "config key model_type: no architecture is called \"gpt-j\"; known: gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
+            "config key model_type: no architecture is called \"gpt-j\"; known: bert, gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
         ),
         (
             "llama",
             "model_type",
             json!(null),
-            "config key model_type: missing; expected one of gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
+            "config key model_type: missing; expected one of bert, gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
         ),
         (
             "llama",

@@ -246,6 +246,7 @@ fn check(model: &dyn Model, method: Method) -> Result<()> {
         Method::LlamaCpp { window } => (window, 4),
         Method::Prefix { window } => (window, 2),
     };
+    luthier_arch::model::check_predicts_next(model, "perplexity")?;
     if window < least {
         return refuse("window", format!("{least} tokens or more for method {}", method.name()), window);
     }

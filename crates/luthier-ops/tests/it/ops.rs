@@ -8,6 +8,7 @@ use luthier_ops::activation::{Activation, gated};
 use luthier_ops::attention::{AttentionSpec, Buckets, KvCache, RelativeBias, attention, attention_cached};
 use luthier_ops::cross_entropy::{Targets, Teaching, project, projected_cross_entropy};
 use luthier_ops::embedding::embedding;
+use luthier_ops::layer_norm::layer_norm;
 use luthier_ops::linear::linear;
 use luthier_ops::norm::rms_norm;
 use luthier_ops::rope::rope;
@@ -36,6 +37,13 @@ proptest! {
         let x = tensor(&[rows, m], 1);
         let weights = [weight("w", &[m], 2)];
         same_as_reference(&|x, w| rms_norm(&x[0], &w[0], 1e-5, offset as f64), &[x], &weights);
+    }
+
+    #[test]
+    fn layer_norm_matches_its_reference(rows in 1usize..60, m in 2usize..90) {
+        let x = tensor(&[rows, m], 1);
+        let weights = [weight("w", &[m], 2), weight("b", &[m], 3)];
+        same_as_reference(&|x, w| layer_norm(&x[0], &w[0], &w[1], 1e-3), &[x], &weights);
     }
 
     #[test]

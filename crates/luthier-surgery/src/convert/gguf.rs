@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use luthier_arch::gguf::beside::Beside;
 use luthier_arch::gguf::{GgufForm, GgufOrigin, GgufTensor, Transform};
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
+use luthier_checkpoint::sentence::SentenceModules;
 use luthier_checkpoint::{
     Checkpoint, Dtype, Error, LedgerSummary, Lineage, TensorInfo, TensorSource, values,
 };
@@ -20,6 +22,9 @@ use crate::{Input, Result, fit};
 /// The key that says in which types most tensors are, by llama.cpp's numbers.
 pub(crate) const FILE_TYPE_KEY: &str = "general.file_type";
 
+/// Matrices that llama.cpp wants in f32.
+const NOT_QUANTISED: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+
 /// The tensors of the GGUF file that is made of a model, and where they come from.
 pub(super) fn planned(input: &Input, options: &Options) -> Result<(Vec<TensorInfo>, Vec<Origin>)> {
     let assembled = assemble(input, options.dtype)?;
@@ -32,7 +37,7 @@ pub(crate) fn planned_model(
     dtype: Option<Dtype>,
     origins: &[Origin],
 ) -> Result<(Vec<TensorInfo>, Vec<Origin>)> {
-    let view = View::new(model, luthier_arch::gguf::plan(&model.config)?, dtype)?;
+    let view = View::new(model, form(model)?, dtype)?;
     let origins = view.origins(origins);
     Ok((view.infos, origins))
 }
@@ -128,7 +133,10 @@ fn assembled_file(input: &Input, gguf: Arc<Gguf>, dtype: Option<Dtype>) -> Assem
     let mut metadata = gguf.metadata.clone();
     metadata.retain(|(key, _)| key != luthier_checkpoint::lineage::LINEAGE_KEY);
     let source: Arc<dyn TensorSource> = gguf;
-    let view = Cast::new(Arc::clone(&source), |info| file_type(info, dtype));
+    // A matrix in f32 beside others in another type is so on purpose.
+    let view = Cast::new(Arc::clone(&source), |info| {
+        file_type(info, NOT_QUANTISED.contains(&info.name.as_str()), dtype)
+    });
     if view.infos() != source.infos() {
         for (key, value) in &mut metadata {
             if key == FILE_TYPE_KEY {
@@ -150,7 +158,7 @@ fn described(
     dtype: Option<Dtype>,
     inputs: &[&Input],
 ) -> Result<(View, Vec<(String, GgufValue)>)> {
-    let form = luthier_arch::gguf::plan(&model.config)?;
+    let form = form(model)?;
     let layout = fit::checked_layout(model)?;
     let mut metadata = general(model, inputs, layout.parameters());
     metadata.extend(form.metadata.iter().filter(|(key, _)| key != "general.architecture").cloned());
@@ -160,9 +168,20 @@ fn described(
     let side_files =
         luthier_checkpoint::gguf::side_file_metadata(&model.side_files, fit::vocab_size(&layout))?;
     metadata.extend(side_files);
+    // Modules that are not known travel along all the same; whoever embeds with them hears of it.
+    let modules = SentenceModules::read(&model.side_files).ok().flatten();
+    if let Some(kind) = modules.and_then(|modules| modules.pooling.gguf_type()) {
+        let architecture = metadata.first().and_then(|(_, value)| value.as_str()).unwrap_or_default();
+        metadata.push((format!("{architecture}.pooling_type"), GgufValue::U32(kind)));
+    }
     let view = View::new(model, form, dtype)?;
     metadata.push((FILE_TYPE_KEY.to_string(), GgufValue::U32(file_type_id(&view.infos))));
     Ok((view, metadata))
+}
+
+/// Names, sizes and transforms of a model's GGUF file.
+fn form(model: &Checkpoint) -> Result<GgufForm> {
+    Ok(luthier_arch::gguf::plan_with(&model.config, model.tensors.infos())?)
 }
 
 /// The file of a model that is one.
@@ -194,9 +213,9 @@ fn general(model: &Checkpoint, inputs: &[&Input], parameters: usize) -> Vec<(Str
 }
 
 /// The type of a tensor in a GGUF file: vectors are F32, as llama.cpp wants them.
-fn file_type(info: &TensorInfo, dtype: Option<Dtype>) -> Dtype {
+fn file_type(info: &TensorInfo, stays_f32: bool, dtype: Option<Dtype>) -> Dtype {
     match info.dtype {
-        Dtype::Weights(_) | Dtype::F64 if info.shape.len() < 2 => Dtype::F32,
+        Dtype::Weights(_) | Dtype::F64 if info.shape.len() < 2 || stays_f32 => Dtype::F32,
         Dtype::F64 => dtype.unwrap_or(Dtype::F32),
         Dtype::Weights(_) => dtype.unwrap_or(info.dtype),
         other => other,
@@ -232,6 +251,8 @@ fn file_type_id(infos: &[TensorInfo]) -> u32 {
 pub(super) struct View {
     pub(super) source: Arc<dyn TensorSource>,
     pub(super) tensors: Vec<GgufTensor>,
+    /// What goes into the metadata.
+    pub(super) beside: Vec<Beside>,
     infos: Vec<TensorInfo>,
 }
 
@@ -245,9 +266,10 @@ impl View {
                 GgufOrigin::Made(_) => Dtype::F32,
             };
             let info = TensorInfo { name: tensor.name.clone(), dtype: stored, shape: tensor.shape.clone() };
-            infos.push(TensorInfo { dtype: file_type(&info, dtype), ..info });
+            infos.push(TensorInfo { dtype: file_type(&info, tensor.stays_f32, dtype), ..info });
         }
-        Ok(View { source, tensors: form.tensors, infos })
+        let beside = beside(model, &form.tensors)?;
+        Ok(View { source, tensors: form.tensors, beside, infos })
     }
 
     /// Where the file's tensors come from, `kept` being where those of the model do.
@@ -261,18 +283,39 @@ impl View {
             match transform {
                 Transform::Keep => origin.clone(),
                 Transform::Interleave { .. } => origin.clone().then("rows of heads in GGUF's order"),
-                _ => origin.clone().then("1 added, as GGUF stores these norms"),
+                Transform::ScaleStates { .. } => {
+                    origin.clone().then("scaled as the states behind it are, which llama.cpp does not do")
+                }
+                Transform::AddOne => origin.clone().then("1 added, as GGUF stores these norms"),
             }
         };
         self.tensors.iter().map(origin).collect()
     }
 }
 
+/// The tensors of a model that are no tensors of its file.
+fn beside(model: &Checkpoint, held: &[GgufTensor]) -> Result<Vec<Beside>> {
+    let held: Vec<&str> = held
+        .iter()
+        .filter_map(|tensor| match &tensor.origin {
+            GgufOrigin::Tensor { name, .. } => Some(name.as_str()),
+            GgufOrigin::Made(_) => None,
+        })
+        .collect();
+    let ties = luthier_arch::layout_of(model)?.ties;
+    let others = model.tensors.infos().iter().filter(|info| !held.contains(&info.name.as_str()));
+    let one = |info: &TensorInfo| match ties.iter().find(|tie| tie.name == info.name) {
+        Some(tie) => Beside::SameAs { name: info.name.clone(), target: tie.target.clone() },
+        None => Beside::Bytes(info.clone()),
+    };
+    Ok(others.map(one).collect())
+}
+
 /// Tensors of the inputs that the model is made of and the file does not carry.
 fn dropped(model: &[Origin], file: &[Origin]) -> Vec<(usize, String, String)> {
     let carried: Vec<(usize, &str)> = file.iter().filter_map(Origin::source).collect();
     let lost = model.iter().filter_map(Origin::source).filter(|source| !carried.contains(source));
-    let reason = "repeats a tied weight, or follows from the config";
+    let reason = "stands in the file's metadata, under luthier.beside";
     lost.map(|(input, name)| (input, name.to_string(), reason.to_string())).collect()
 }
 

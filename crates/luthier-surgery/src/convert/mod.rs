@@ -83,7 +83,7 @@ pub(crate) fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<
     {
         return Err(Error::Use(format!("--dtype {dtype} is not known to convert; wanted f32, f16 or bf16")));
     }
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = fit::recognised_type(&input.checkpoint).into_iter().collect();
     // Configs of 2019 do not say what model they are.
     if !input.checkpoint.config.contains_key("model_type") && !is_gguf_name(out) {
         notes.push(

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use luthier_arch::gguf::GgufOrigin;
+use luthier_arch::gguf::beside::{self, Beside, TENSOR_KEY};
 use luthier_checkpoint::gguf::{Gguf, GgufArray, GgufValue};
 use luthier_checkpoint::{Checkpoint, Dtype, Result as CheckpointResult, TensorInfo, TensorSource, values};
 use luthier_kernels::bytes::SharedBytes;
@@ -17,15 +18,16 @@ use crate::Result;
 use crate::view::find;
 
 const TYPES_KEY: &str = "luthier.types";
-const TENSOR_KEY: &str = "luthier.tensor.";
 
-/// The keys for a file of this content. Types are remembered for vectors alone: that of a matrix was the user's wish.
+/// The keys for a file of this content. Types are remembered for vectors, and for matrices
+/// that must be F32 there; that of others was the user's wish. Tensors without a place in the file go along whole.
 pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
     let (mut types, mut metadata) = (Map::new(), Vec::new());
     for (info, tensor) in view.infos().iter().zip(&view.tensors) {
         let GgufOrigin::Tensor { name, transform } = &tensor.origin else { continue };
         let stored = find(view.source.infos(), name)?;
-        if info.shape.len() > 1 || !stored.dtype.is_float() {
+        let is_forced = info.shape.len() < 2 || tensor.stays_f32 && info.dtype != stored.dtype;
+        if !is_forced || !stored.dtype.is_float() {
             continue;
         }
         let (dtype, back) = transform.undo(info, view.read(&info.name)?)?;
@@ -39,6 +41,23 @@ pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
             types.insert(name.clone(), Value::from(stored.dtype.name()));
         }
     }
+    for tensor in &view.beside {
+        if let Beside::SameAs { name, target } = tensor
+            && view.source.read(name)?[..] != view.source.read(target)?[..]
+        {
+            let what = format!(
+                "differs from {target}, but the config ties them; set tie_word_embeddings to false to keep both"
+            );
+            return Err(luthier_checkpoint::Error::tensor(name, what).into());
+        }
+        if let Beside::Bytes(info) = tensor {
+            let bytes = view.source.read(&info.name)?;
+            values::check_finite(&info.name, info.dtype, &bytes)?;
+            let bytes = GgufValue::Array(GgufArray::U8(bytes.to_vec()));
+            metadata.push((format!("{TENSOR_KEY}{}", info.name), bytes));
+        }
+    }
+    metadata.extend(beside::describe(&view.beside));
     if !types.is_empty() {
         metadata.push((TYPES_KEY.to_string(), GgufValue::String(Value::Object(types).to_string())));
     }

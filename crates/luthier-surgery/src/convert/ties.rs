@@ -18,7 +18,7 @@ impl Twice {
     /// `source` with the names that files of this architecture carry too, each right behind the weight that it is; none where
     /// nothing has to be added.
     pub(super) fn of(checkpoint: &Checkpoint, source: &Arc<dyn TensorSource>) -> Option<Arc<Twice>> {
-        let layout = luthier_arch::layout(&checkpoint.config).ok()?;
+        let layout = luthier_arch::layout_of(checkpoint).ok()?;
         let has = |name: &str| source.infos().iter().any(|info| info.name == name);
         let absent: Vec<_> = layout.ties.iter().filter(|tie| tie.written && !has(&tie.name)).collect();
         let mut infos = Vec::with_capacity(source.infos().len() + absent.len());

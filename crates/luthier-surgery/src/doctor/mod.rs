@@ -95,7 +95,7 @@ pub fn examine_place(place: &Path, options: &Options) -> Examination {
 /// Examines a model that opens.
 pub fn examine(checkpoint: &Checkpoint, options: &Options) -> Examination {
     let mut findings = of_config(&checkpoint.config);
-    let layout = match luthier_arch::layout(&checkpoint.config) {
+    let layout = match luthier_arch::layout_of(checkpoint) {
         Ok(layout) => Some(layout),
         Err(problem) => {
             findings.push(Finding::new(Severity::Error, "config.json", problem.to_string(), ""));

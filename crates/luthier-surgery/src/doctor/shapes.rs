@@ -88,7 +88,7 @@ fn described(space: Space, size: usize) -> String {
         Space::Ffn => "the feed-forward block is wide",
         Space::Vocab => "the vocabulary holds",
         Space::QueryHeads => "there are query heads",
-        Space::Buckets => "there are buckets",
+        _ => return format!("the axis {space:?} is long: {size}").to_lowercase(),
     };
     format!("{what}: {size}")
 }
@@ -103,6 +103,9 @@ fn keys_of(config: &Map<String, Value>, stack: StackKind, space: Space) -> Vec<S
         Space::Ffn => &["intermediate_size", "d_ff"],
         Space::Vocab => &["vocab_size"],
         Space::Buckets => &["relative_attention_num_buckets"],
+        Space::Positions => &["max_position_embeddings"],
+        Space::TokenTypes => &["type_vocab_size"],
+        _ => &[],
     };
     let nested = match stack {
         StackKind::Encoder => "encoder",

@@ -181,7 +181,7 @@ impl Prepared {
                 same_family(inputs)?;
                 let parts = portions(&pairing, layouts)?;
                 let config = with_layers(&donor.config, inputs, &parts)?;
-                let target = luthier_arch::layout(&config)?;
+                let target = luthier_arch::layout_with(&config, donor.tensors.infos())?;
                 same_ties(inputs, layouts, &target)?;
                 (config, pairing.by_layout(&target, layouts, &parts)?)
             }

@@ -17,6 +17,33 @@ fn a_model_is_itself_in_every_format() {
     assert!(other.identical, "{other:?}");
 }
 
+/// BERT with and without its prefix, and with older names of norms.
+#[test]
+fn tensors_of_one_place_are_compared_under_any_name() {
+    let home = tempfile::tempdir().unwrap();
+    let mut masked = config("bert", 20, 31);
+    masked.insert("architectures".to_string(), serde_json::json!(["BertForMaskedLM"]));
+    let a = write(&home.path().join("a"), &masked, Dtype::F32, 1);
+    let bytes = std::fs::read(a.join("model.safetensors")).unwrap();
+    let renamed =
+        String::from_utf8_lossy(&bytes[8..8 + bytes[0] as usize + 256 * bytes[1] as usize]).into_owned();
+    let renamed = renamed
+        .replace("\"bert.", "\"")
+        .replace("LayerNorm.weight", "LayerNorm.gamma")
+        .replace("LayerNorm.bias", "LayerNorm.beta");
+    let b = home.path().join("b");
+    std::fs::create_dir(&b).unwrap();
+    for name in ["config.json", "README.md", "generation_config.json"] {
+        std::fs::copy(a.join(name), b.join(name)).unwrap();
+    }
+    let mut file = (renamed.len() as u64).to_le_bytes().to_vec();
+    file.extend(renamed.as_bytes());
+    file.extend(&bytes[8 + bytes[0] as usize + 256 * bytes[1] as usize..]);
+    std::fs::write(b.join("model.safetensors"), file).unwrap();
+    let difference = diff::run(&open(&a).checkpoint, &open(&b).checkpoint).unwrap();
+    assert!(difference.identical, "{difference:?}");
+}
+
 #[test]
 fn every_kind_of_difference_is_found() {
     let home = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
-use tokenizers::{AddedToken, Tokenizer as Pipeline};
+use tokenizers::Tokenizer as Pipeline;
 
 use super::pre_tokenizer::{DIGIT, GPT2, PreTokenizer, canonical};
 use super::{GgufTokenizer, filler, token_type};
@@ -46,6 +46,10 @@ pub(super) fn describe(
     let named = tokenizer.special_tokens();
     let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
     (gguf.sep_id, gguf.cls_id, gguf.mask_id) = (id(&named.sep), id(&named.cls), id(&named.mask));
+    if gguf.model == "bert" {
+        // What llama.cpp puts before a text is the start token.
+        gguf.bos_id = gguf.bos_id.or(gguf.cls_id);
+    }
     gguf.eot_id =
         tokenizer.end_ids().into_iter().find(|id| Some(*id) != gguf.eos_id && !is_filler_id(&gguf, *id));
     gguf.add_bos = Some(tokenizer.adds_bos());
@@ -178,20 +182,25 @@ fn fill_tokens(gguf: &mut GgufTokenizer, tokenizer: &Tokenizer, vocab_size: usiz
     gguf.token_types = vec![token_type::UNUSED; vocab_size];
     for (token, id) in tokenizer.pipeline().get_vocab(true) {
         let kind = match added.get(&id) {
+            // llama.cpp's converter has BERT's unknown token among the special ones.
+            _ if unk == Some(id) && gguf.model == "bert" => token_type::CONTROL,
             _ if unk == Some(id) && gguf.model != "gpt2" => token_type::UNKNOWN,
             Some(token) if token.special || looks_special(&token.content) => token_type::CONTROL,
             Some(_) => token_type::USER_DEFINED,
             None if bytes.contains(&Some(id)) => token_type::BYTE,
             None => token_type::NORMAL,
         };
-        gguf.tokens[id as usize] = spelling(&gguf.model, token, kind, added.get(&id));
+        gguf.tokens[id as usize] = spelling(&gguf.model, token, kind);
         gguf.token_types[id as usize] = kind;
     }
 }
 
 /// A token as GGUF spells it: spaces of user-defined tokens as spaces, word starts of WordPiece with `▁`.
-fn spelling(model: &str, token: String, kind: i32, added: Option<&AddedToken>) -> String {
-    if model == "bert" && added.is_none() && !(token.starts_with('[') && token.ends_with(']')) {
+fn spelling(model: &str, token: String, kind: i32) -> String {
+    if model == "bert" && kind == token_type::CONTROL {
+        return token;
+    }
+    if model == "bert" {
         return match token.strip_prefix("##") {
             Some(rest) => rest.to_owned(),
             None => format!("▁{token}"),

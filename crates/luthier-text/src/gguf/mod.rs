@@ -174,8 +174,10 @@ impl GgufTokenizer {
             ("cls_token", ids.cls),
             ("mask_token", ids.mask),
         ] {
-            if let Some(token) = id.and_then(|id| self.tokens.get(id as usize)) {
-                named.insert(key.to_owned(), json!(pipeline::spelling(self, token)));
+            // What stands around BERT's texts is named by its last two keys.
+            let is_around = self.model == "bert" && matches!(key, "bos_token" | "eos_token");
+            if let Some(id) = id.filter(|id| !is_around && (*id as usize) < self.tokens.len()) {
+                named.insert(key.to_owned(), json!(pipeline::spelling(self, id as usize)));
             }
         }
         // The class that takes tokenizer.json as it stands; others rebuild the pipeline to their own idea.

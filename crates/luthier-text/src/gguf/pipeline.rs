@@ -3,13 +3,9 @@
 use std::collections::HashMap;
 
 use tokenizers::decoders::DecoderWrapper;
-use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
-use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::unicode::NFC;
-use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
@@ -17,6 +13,7 @@ use super::pre_tokenizer::PreTokenizer;
 use super::{GgufTokenizer, token_type};
 use crate::error::{Result, TextError};
 use crate::sentencepiece::pipeline as spm;
+use crate::word_piece::{self, Rules};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
@@ -76,7 +73,7 @@ pub(super) fn build(gguf: &GgufTokenizer) -> Result<Tokenizer> {
         "llama" => sentencepiece_bpe(gguf, None)?,
         "gemma4" => sentencepiece_bpe(gguf, Some(split_merges(gguf)?))?,
         "t5" => unigram(gguf)?,
-        "bert" => word_piece(gguf)?,
+        "bert" => word_piece_pipeline(gguf)?,
         other => {
             return Err(TextError::Unknown {
                 what: "tokenizer model (tokenizer.ggml.model)",
@@ -89,16 +86,19 @@ pub(super) fn build(gguf: &GgufTokenizer) -> Result<Tokenizer> {
     let ids = SpecialIds::of(gguf);
     let around = |adds: bool, id: Option<u32>| {
         let id = id.filter(|_| adds)?;
-        Some((spelling(gguf, &gguf.tokens[id as usize]), id))
+        Some((spelling(gguf, id as usize), id))
     };
     spm::put_around(&mut pipeline, around(ids.adds_bos, ids.bos), around(ids.adds_eos, ids.eos))?;
     Ok(pipeline)
 }
 
 /// A token as tokenizer.json spells it: GGUF marks word starts of WordPiece where BERT marks word continuations.
-pub(super) fn spelling(gguf: &GgufTokenizer, token: &str) -> String {
+pub(super) fn spelling(gguf: &GgufTokenizer, id: usize) -> String {
+    let token = gguf.tokens[id].as_str();
+    let is_special = matches!(gguf.token_type(id), token_type::CONTROL | token_type::UNKNOWN);
     let is_marker = |token: &str| token.len() > 2 && token.starts_with('[') && token.ends_with(']');
     match (gguf.model.as_str(), token.strip_prefix('▁')) {
+        ("bert", _) if is_special => token.to_owned(),
         ("bert", Some(word)) => word.to_owned(),
         ("bert", None) if !is_marker(token) => format!("##{token}"),
         _ => token.to_owned(),
@@ -109,7 +109,7 @@ pub(super) fn spelling(gguf: &GgufTokenizer, token: &str) -> String {
 fn vocabulary(gguf: &GgufTokenizer) -> Result<Vocab> {
     let mut vocab = Vocab::with_capacity(gguf.tokens.len());
     for (id, token) in gguf.tokens.iter().enumerate().filter(|(id, _)| !gguf.is_filler(*id)) {
-        let name = if token.is_empty() { format!("[EMPTY_{id}]") } else { spelling(gguf, token) };
+        let name = if token.is_empty() { format!("[EMPTY_{id}]") } else { spelling(gguf, id) };
         if let Some(before) = vocab.insert(name, id as u32) {
             let reason = format!("token {token:?} stands at {before} and at {id}; each may stand once");
             return Err(TextError::broken(TOKENS, reason));
@@ -206,19 +206,10 @@ fn unigram(gguf: &GgufTokenizer) -> Result<Tokenizer> {
     )
 }
 
-fn word_piece(gguf: &GgufTokenizer) -> Result<Tokenizer> {
+fn word_piece_pipeline(gguf: &GgufTokenizer) -> Result<Tokenizer> {
     let vocab = vocabulary(gguf)?;
-    let unk =
-        SpecialIds::of(gguf).unk.map_or_else(|| "[UNK]".to_owned(), |id| gguf.tokens[id as usize].clone());
-    let model = WordPiece::builder().vocab(vocab).unk_token(unk).build();
-    let model = model.map_err(|error| TextError::broken(TOKENS, error))?;
-    let mut pipeline = Tokenizer::new(ModelWrapper::WordPiece(model));
-    pipeline
-        .with_normalizer(Some(BertNormalizer::new(true, true, None, true)))
-        .map_err(|error| TextError::broken(TOKENS, error))?;
-    pipeline.with_pre_tokenizer(Some(BertPreTokenizer));
-    pipeline.with_decoder(Some(DecoderWrapper::WordPiece(WordPieceDecoder::default())));
-    Ok(pipeline)
+    let unk = SpecialIds::of(gguf).unk.map_or_else(|| "[UNK]".to_owned(), |id| spelling(gguf, id as usize));
+    word_piece::pipeline(vocab, unk, &Rules::BERT).map_err(|error| TextError::broken(TOKENS, error))
 }
 
 /// Control, unknown and user-defined tokens are recognised in a text before all else.
@@ -226,7 +217,7 @@ fn add_special_tokens(gguf: &GgufTokenizer, pipeline: &mut Tokenizer) -> Result<
     let ids = SpecialIds::of(gguf);
     let named = [ids.bos, ids.eos, ids.unk, ids.pad, ids.sep, ids.cls, ids.mask];
     let added =
-        gguf.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()).filter_map(|(id, token)| {
+        gguf.tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()).filter_map(|(id, _)| {
             let is_named = named.contains(&Some(id as u32));
             let special = match gguf.token_type(id) {
                 token_type::CONTROL | token_type::UNKNOWN => true,
@@ -234,7 +225,7 @@ fn add_special_tokens(gguf: &GgufTokenizer, pipeline: &mut Tokenizer) -> Result<
                 _ if is_named => true,
                 _ => return None,
             };
-            Some(AddedToken::from(spelling(gguf, token), special).normalized(false))
+            Some(AddedToken::from(spelling(gguf, id), special).normalized(false))
         });
     let added: Vec<AddedToken> = added.collect();
     pipeline.add_tokens(added).map_err(|error| TextError::broken(TOKENS, error))?;

@@ -12,6 +12,7 @@ mod convert;
 mod demo;
 mod diff;
 mod doctor;
+mod embed;
 mod frontier;
 mod generate;
 mod info;
@@ -36,6 +37,7 @@ pub const VERBS: &[Verb] = &[
     verb::<demo::Demo>(),
     verb::<diff::Diff>(),
     verb::<doctor::Doctor>(),
+    verb::<embed::Embed>(),
     verb::<frontier::Frontier>(),
     verb::<generate::Generate>(),
     verb::<info::Info>(),
