@@ -11,6 +11,7 @@ mod input;
 pub mod merge;
 mod plan;
 pub mod quantize;
+pub mod trim_vocab;
 mod view;
 mod writing;
 

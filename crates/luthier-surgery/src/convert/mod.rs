@@ -11,7 +11,7 @@
 mod card;
 pub(crate) mod gguf;
 mod model_name;
-mod restore;
+pub(crate) mod restore;
 
 use std::collections::BTreeMap;
 use std::path::Path;
