@@ -78,7 +78,7 @@ fn check(parent: &Input, out: &Path, report: &Report) {
             );
         }
     }
-    assert!(report.proof.unchanged_lines > 0 && report.proof.compared_logits > 0);
+    assert!(report.proof.compared_tokens > 0 && report.proof.compared_logits > 0);
     assert!(report.proof.max_abs_difference < 1e-6, "{:?}", report.proof);
 }
 
