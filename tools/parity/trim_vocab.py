@@ -126,6 +126,7 @@ def make(folder, text):
 def small(folder):
     import torch
     import transformers as t
+    from safetensors.torch import save_file
 
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -142,13 +143,18 @@ def small(folder):
         at += 1
     pieces += [(f"▁<extra_id_{at}>", 0.0) for at in reversed(range(100))]
     tokenizer_of(pieces).save_pretrained(folder / "mt5-small")
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(7)
     config = t.MT5Config(
         vocab_size=250_112, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0, architectures=["MT5ForConditionalGeneration"],
     )  # fmt: skip
-    mt5(config).save_pretrained(folder / "mt5-small")
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in mt5(config).state_dict().items() if "embed_tokens" not in name}
+    config.save_pretrained(folder / "mt5-small")
+    # Drawing 300 million numbers takes long; these repeat, by a length that divides no row.
+    drawn = torch.randn(100_003, generator=torch.Generator().manual_seed(7)).mul(0.05).bfloat16()
+    values = drawn.repeat(max(shape.numel() for shape in shapes.values()) // len(drawn) + 1)
+    tensors = {name: values[: shape.numel()].reshape(shape).contiguous().clone() for name, shape in shapes.items()}
+    save_file(tensors, folder / "mt5-small/model.safetensors", metadata={"format": "pt"})
     (folder / "words.txt").write_text("\n".join("the quick brown fox jumps over lazy dogs".split()) + "\n")
 
 

@@ -144,20 +144,18 @@ fn compare(prepared: &Prepared, made: &Checkpoint, sample: &[u32]) -> Result<(f6
             let wanted = wanted[id as usize];
             let difference = f64::from(wanted - came).abs();
             // Not f64::max, which would let a NaN pass.
-            if !(difference <= largest) {
-                largest = difference;
-            }
+            largest = if difference <= largest { largest } else { difference };
             scale = scale.max(f64::from(wanted.abs()));
             is_same &= wanted.to_bits() == came.to_bits();
             n_logits += 1;
         }
     }
-    if !(largest <= TOLERANCE * scale) {
-        let (wanted, came) =
-            (format!("equal to {:e}", TOLERANCE * scale), format!("a difference of {largest:e}"));
-        return Err(Error::Check { check: check.to_string(), wanted, came });
+    if largest <= TOLERANCE * scale {
+        return Ok((largest, n_logits, is_same));
     }
-    Ok((largest, n_logits, is_same))
+    let (wanted, came) =
+        (format!("equal to {:e}", TOLERANCE * scale), format!("a difference of {largest:e}"));
+    Err(Error::Check { check: check.to_string(), wanted, came })
 }
 
 fn within_context<'s>(model: &dyn Model, sample: &'s [u32]) -> &'s [u32] {

@@ -46,10 +46,7 @@ pub(super) fn select(
         taken.for_each(|(id, _)| set.add(*id, "frequent in a further text"));
         if ranking.tokens.len() < *quota {
             let came = ranking.tokens.len();
-            notes.push(format!(
-                "{} of the {quota} tokens wanted of a further text are all that it uses",
-                came
-            ));
+            notes.push(format!("{came} of the {quota} tokens wanted of a further text are all that it uses"));
         }
     }
     const FREQUENT: &str = "frequent in the corpus";

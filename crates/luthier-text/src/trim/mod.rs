@@ -108,7 +108,7 @@ impl Trimmer {
             return Ok(self.files.clone());
         }
         let trimmed = files::rewrite(self, &map)?;
-        self.check_result(&map, &trimmed)?;
+        self.check_read_back(kept, &trimmed)?;
         Ok(trimmed)
     }
 
@@ -133,8 +133,10 @@ impl Trimmer {
         Ok(())
     }
 
-    /// Reads the files back: every kept token has its new id, is found as before, and no other token is there.
-    fn check_result(&self, map: &IdMap, trimmed: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    /// Reads trimmed files back: every kept token has its new id and is found as before, its merges being there, and no
+    /// other token is.
+    pub fn check_read_back(&self, kept: &[u32], trimmed: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        let map = IdMap::new(kept);
         let again = Trimmer::new(trimmed)?;
         let named = |id: &&u32| self.tokenizer.token(**id).is_some();
         let wanted = map.kept.iter().filter(named).count();

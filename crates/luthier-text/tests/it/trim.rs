@@ -233,6 +233,20 @@ fn a_set_that_is_not_closed_and_one_without_a_special_token_are_refused() {
 }
 
 #[test]
+fn a_kept_token_whose_merges_were_dropped_is_refused_when_it_is_read_back() {
+    let files = byte_level();
+    let trimmer = Trimmer::new(&files).unwrap();
+    let kept = closed(&trimmer, trimmer.tokenizer().encode("The lute sang").unwrap());
+    let mut trimmed = trimmer.trim(&kept).unwrap();
+    trimmer.check_read_back(&kept, &trimmed).unwrap();
+    let mut json: Value = serde_json::from_slice(&trimmed["tokenizer.json"]).unwrap();
+    json["model"]["merges"].as_array_mut().unwrap().pop().unwrap();
+    trimmed.insert("tokenizer.json".to_owned(), json.to_string().into_bytes());
+    let refused = trimmer.check_read_back(&kept, &trimmed).unwrap_err().to_string();
+    assert!(refused.contains("its merges were dropped"), "{refused}");
+}
+
+#[test]
 fn unknown_kinds_are_refused_by_name() {
     let mut json: Value = serde_json::from_slice(&word_piece()["tokenizer.json"]).unwrap();
     json["model"]["type"] = json!("Syllables");
