@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::python_env::{BITSANDBYTES, Environment, MERGEKIT, TRANSFORMERS};
+use crate::python_env::{BITSANDBYTES, Environment, MERGEKIT, TRANSFORMERS, VOCABTRIMMER};
 
 /// A part of another script.
 const PART: &str = "joined";
@@ -46,6 +46,7 @@ fn environment(script: &str) -> &'static Environment {
     match script {
         "merge" => &MERGEKIT,
         "bits_and_bytes" => &BITSANDBYTES,
+        "trim_vocab" => &VOCABTRIMMER,
         _ => &TRANSFORMERS,
     }
 }

@@ -4,6 +4,7 @@
 
 mod merge;
 mod quantize;
+mod trim_vocab;
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ type Job = (&'static str, &'static str, fn(&Path, &Path) -> Result<Vec<Check>>);
 const JOBS: &[Job] = &[
     ("merge", "every method of merge beside mergekit", merge::run),
     ("quantize", "every ggml type beside llama-quantize", quantize::run),
+    ("trim-vocab", "kept pieces and rows beside lm-vocab-trimmer's", trim_vocab::run),
 ];
 
 /// One comparison.

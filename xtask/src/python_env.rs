@@ -64,7 +64,21 @@ pub(crate) static BITSANDBYTES: Environment = Environment {
     ],
 };
 
-static ALL: [&Environment; 3] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES];
+/// Trimmed vocabularies.
+pub(crate) static VOCABTRIMMER: Environment = Environment {
+    name: "vocabtrimmer",
+    variable: "LUTHIER_VOCABTRIMMER_PYTHON",
+    requirements: &[
+        "vocabtrimmer==0.0.2",
+        "torch==2.15.0",
+        "transformers==5.23.0",
+        "tokenizers==0.23.3",
+        "sentencepiece==0.2.3",
+        "safetensors==0.8.0",
+    ],
+};
+
+static ALL: [&Environment; 4] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &VOCABTRIMMER];
 
 /// Makes the environment where it is missing, checks the versions, and prints the interpreter's path.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -15,6 +15,7 @@ pub mod name;
 mod plan;
 pub mod quantize;
 pub mod version;
+pub mod trim_vocab;
 mod view;
 mod writing;
 

@@ -137,11 +137,24 @@ pub(crate) fn write_folder(
 /// every tensor is read and accounted for once before the first byte is written.
 pub(crate) fn write_gguf(
     view: &dyn TensorSource,
+    metadata: Vec<(String, GgufValue)>,
+    out: &Path,
+    force: bool,
+    job: Job,
+    measurements: Map<String, Value>,
+) -> Result<LedgerSummary> {
+    write_checked_gguf(view, metadata, out, force, job, measurements, |_| Ok(()))
+}
+
+/// As `write_gguf`; `check` sees the finished file before it gets its name.
+pub(crate) fn write_checked_gguf(
+    view: &dyn TensorSource,
     mut metadata: Vec<(String, GgufValue)>,
     out: &Path,
     force: bool,
     job: Job,
     measurements: Map<String, Value>,
+    check: impl FnOnce(&Checkpoint) -> Result<()>,
 ) -> Result<LedgerSummary> {
     let output = Output::file(out, force, &places(&job))?;
     let infos = view.infos();
@@ -158,7 +171,9 @@ pub(crate) fn write_gguf(
     }
     writer.finish()?;
     drop(writer);
-    luthier_arch::check_headers(&luthier_arch::open(output.path())?)?;
+    let written = luthier_arch::open(output.path())?;
+    luthier_arch::check_headers(&written)?;
+    check(&written)?;
     output.commit()?;
     Ok(summary)
 }

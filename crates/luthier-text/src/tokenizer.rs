@@ -43,7 +43,7 @@ const KEPT_FILES: [&str; 5] = [
 ];
 
 /// Names under which SentencePiece models lie in a folder.
-const SENTENCEPIECE_FILES: [&str; 4] =
+pub(crate) const SENTENCEPIECE_FILES: [&str; 4] =
     ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model"];
 
 impl Tokenizer {

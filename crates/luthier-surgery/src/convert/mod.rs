@@ -11,7 +11,7 @@
 pub(crate) mod card;
 pub(crate) mod gguf;
 mod model_name;
-mod restore;
+pub(crate) mod restore;
 mod ties;
 
 use std::collections::BTreeMap;

@@ -66,7 +66,7 @@ pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
 
 /// The tensors of a GGUF file with the vectors as they were before; none for folders and files that remember nothing.
 /// A vector that another program has changed since keeps what the file says.
-pub(super) fn folder_tensors(checkpoint: &Checkpoint) -> Result<Option<Arc<Restored>>> {
+pub(crate) fn folder_tensors(checkpoint: &Checkpoint) -> Result<Option<Arc<Restored>>> {
     if !checkpoint.place.is_file() || luthier_checkpoint::torch::is_torch_name(&checkpoint.place) {
         return Ok(None);
     }
@@ -112,7 +112,7 @@ fn is_close(name: &str, a: (Dtype, &[u8]), b: (Dtype, &[u8])) -> bool {
 }
 
 /// A GGUF file's tensors, some of them as they were before.
-pub(super) struct Restored {
+pub(crate) struct Restored {
     source: Arc<dyn TensorSource>,
     infos: Vec<TensorInfo>,
     kept: HashMap<String, (Dtype, SharedBytes)>,
@@ -120,7 +120,7 @@ pub(super) struct Restored {
 
 impl Restored {
     /// Whether this tensor is not the one that the file holds.
-    pub(super) fn differs(&self, name: &str) -> bool {
+    pub(crate) fn differs(&self, name: &str) -> bool {
         self.kept.contains_key(name)
     }
 }

@@ -9,3 +9,4 @@ mod info;
 mod merge;
 mod models;
 mod quantize;
+mod trim_vocab;

@@ -68,7 +68,7 @@ fn is_filler_id(gguf: &GgufTokenizer, id: u32) -> bool {
 }
 
 /// Whether the pieces are bytes written as GPT-2's printable characters.
-fn uses_bytes(json: &Value) -> bool {
+pub(crate) fn uses_bytes(json: &Value) -> bool {
     parts(&json["decoder"], "decoders").iter().any(|step| step["type"] == "ByteLevel")
         || parts(&json["pre_tokenizer"], "pretokenizers").iter().any(|step| step["type"] == "ByteLevel")
 }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Result, TextError};
 use crate::tokenizer::Tokenizer;
+pub(crate) use from_folder::uses_bytes;
 
 /// Numbers of `tokenizer.ggml.token_type`.
 pub mod token_type {

@@ -7,6 +7,7 @@ pub(crate) mod charsmap;
 mod convert;
 pub(crate) mod pipeline;
 mod protobuf;
+pub(crate) mod trim;
 
 use crate::error::{Result, TextError};
 use protobuf::{Field, Reader, Value};

@@ -27,6 +27,7 @@ mod replay;
 mod run;
 mod transfer;
 mod version;
+mod trim_vocab;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
@@ -52,6 +53,7 @@ pub const VERBS: &[Verb] = &[
     verb::<run::Run>(),
     verb::<transfer::Transfer>(),
     verb::<version::Version>(),
+    verb::<trim_vocab::TrimVocab>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.
