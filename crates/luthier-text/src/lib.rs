@@ -14,6 +14,7 @@ mod stream_decoder;
 mod tokenizer;
 mod tokenizer_json;
 pub mod train_bpe;
+pub mod union;
 
 pub use error::{Result, TextError};
 pub use special_tokens::SpecialTokens;

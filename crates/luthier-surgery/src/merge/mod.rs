@@ -21,10 +21,12 @@ mod pairing;
 mod parameters;
 mod passthrough;
 pub mod recipe;
+mod rows;
 mod sce;
 mod slerp;
 mod task_vectors;
 mod tokenizer;
+mod vocabulary;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -39,6 +41,7 @@ use self::merged::Merged;
 use self::method::{METHODS, Method, nearest};
 use self::pairing::Pairing;
 pub use self::recipe::Recipe;
+pub use self::vocabulary::{Mapping, ModelMapping};
 use crate::plan::Plan;
 use crate::writing::{Job, Origin, write_folder};
 use crate::{Error, Input, Result, config, fit};
@@ -63,6 +66,9 @@ pub struct Options {
 pub struct Report {
     /// What became of every tensor.
     pub ledger: LedgerSummary,
+    /// Which tokens went where, where the recipe asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<Mapping>,
     /// What to know.
     pub notes: Vec<String>,
 }
@@ -77,17 +83,7 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
     let prepared = Prepared::new(recipe, inputs, options)?;
     let from = prepared.origins().iter().map(Origin::describe).collect();
     let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
-    let largest = |piece: &pairing::Piece| {
-        let values: usize = piece.info.shape.iter().product();
-        if let Some(part_bytes) = prepared.merged.part_bytes(&piece.info.name) {
-            // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
-            let cut = if prepared.merged.is_cut(piece) { values / 2 * piece.inputs.len() } else { 0 };
-            return part_bytes * (4 + piece.inputs.len()) + cut;
-        }
-        let working = 4 * values * (2 * piece.inputs.len() + 4);
-        let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
-        working + stored * (3 + piece.inputs.len())
-    };
+    let largest = |piece: &pairing::Piece| prepared.piece_bytes(piece);
     plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
     Ok(plan)
 }
@@ -108,6 +104,7 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
     side_files.retain(|file| file.name != "README.md");
     side_files.push(SideFile { name: "README.md".to_string(), bytes: card.into_bytes() });
     let notes = prepared.notes.clone();
+    let vocabulary = prepared.mapping.clone();
     let known = prepared.known;
     let model = Checkpoint {
         place: out.to_path_buf(),
@@ -129,7 +126,7 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
         }
         Ok(options.measurements.clone())
     })?;
-    Ok(Report { ledger, notes })
+    Ok(Report { ledger, vocabulary, notes })
 }
 
 /// The merged model without writing it: each tensor is computed when it is read.
@@ -151,6 +148,8 @@ struct Prepared {
     layouts: Vec<Layout>,
     side_files: Vec<SideFile>,
     known: bool,
+    n_merged: usize,
+    mapping: Option<Mapping>,
     notes: Vec<String>,
 }
 
@@ -170,16 +169,36 @@ impl Prepared {
         let numbers: HashMap<String, usize> =
             places.into_iter().enumerate().map(|(number, place)| (place, number)).collect();
         let dtype = wanted_type(recipe)?;
-        let pairing = Pairing { recipe, method, inputs, numbers, dtype };
-        let layouts = layouts(inputs)?;
+        let n_merged = recipe.merged_places().len();
+        let merged = &inputs[..n_merged];
+        let layouts = layouts(merged)?;
+        let aligned = match &layouts {
+            Some(layouts) => {
+                let mut rows: Vec<usize> = layouts.iter().map(fit::vocab_size).collect();
+                rows.extend(inputs[n_merged..].iter().map(tokenizer_rows).collect::<Result<Vec<_>>>()?);
+                vocabulary::align(recipe, inputs, &rows, n_merged, &numbers, &mut notes)?
+            }
+            None => {
+                tokenizer::by_number(recipe, inputs)?;
+                None
+            }
+        };
+        let (chosen, vocabulary) = aligned.unzip();
+        let pairing =
+            Pairing { recipe, method, inputs: merged, numbers, dtype, vocabulary: vocabulary.as_ref() };
         let donor = &inputs[0].checkpoint;
+        let mut side_files = tokenizer::side_files(recipe, inputs, chosen.as_ref(), &mut notes)?;
         let (config, pieces) = match &layouts {
             Some(layouts) => {
-                same_family(inputs)?;
+                same_family(merged)?;
                 let parts = portions(&pairing, layouts)?;
-                let config = with_layers(&donor.config, inputs, &parts)?;
+                let mut config = with_layers(&donor.config, merged, &parts)?;
+                if let (Some(chosen), Some(vocabulary)) = (&chosen, &vocabulary) {
+                    tokenizer::with_vocab_size(&mut config, vocabulary.rows);
+                    tokenizer::with_token_ids(&mut config, &mut side_files, inputs, chosen, &mut notes)?;
+                }
                 let target = luthier_arch::layout(&config)?;
-                same_ties(inputs, layouts, &target)?;
+                same_ties(merged, layouts, &target)?;
                 (config, pairing.by_layout(&target, layouts, &parts)?)
             }
             None => {
@@ -188,10 +207,35 @@ impl Prepared {
                 (donor.config.clone(), pairing.by_name(&part)?)
             }
         };
-        let side_files = tokenizer::side_files(recipe, inputs, &pairing.numbers, &mut notes)?;
+        let mapping = vocabulary.map(|vocabulary| vocabulary.mapping);
+        notes.extend(mapping.iter().flat_map(Mapping::lines));
         let known = layouts.is_some();
         let merged = Merged::new(method, inputs, pieces, options.seed);
-        Ok(Prepared { config, merged, layouts: layouts.unwrap_or_default(), side_files, known, notes })
+        let layouts = layouts.unwrap_or_default();
+        Ok(Prepared { config, merged, layouts, side_files, known, n_merged, mapping, notes })
+    }
+
+    /// What `run` holds in memory at most for one tensor.
+    fn piece_bytes(&self, piece: &pairing::Piece) -> usize {
+        let values: usize = piece.info.shape.iter().product();
+        let n_inputs = piece.inputs.len();
+        let put_together = piece.rows.as_ref().map_or(0, |rows| {
+            let in_files = piece
+                .inputs
+                .iter()
+                .filter(|(input, _)| self.merged.inputs[*input].checkpoint.place.is_file());
+            rows.size_bytes() + 4 * values * in_files.count()
+        });
+        if let Some(part_bytes) = self.merged.part_bytes(&piece.info.name) {
+            // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
+            let cut = if self.merged.is_cut(piece) { values / 2 * n_inputs } else { 0 };
+            let width = piece.info.dtype.block().1.max(if piece.rows.is_some() { 4 } else { 1 });
+            let part_bytes = part_bytes / piece.info.dtype.block().1 * width;
+            return part_bytes * (4 + n_inputs) + cut + put_together;
+        }
+        let working = 4 * values * (2 * n_inputs + 4);
+        let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
+        working + stored * (3 + n_inputs) + put_together
     }
 
     fn origins(&self) -> Vec<Origin> {
@@ -201,7 +245,9 @@ impl Prepared {
                 let (input, name) = piece.inputs[0].clone();
                 return Origin::From { input, name };
             }
-            Origin::Merged { sources: piece.inputs.clone(), how: format!("merged by {}", merged.method.name) }
+            let by_token = if piece.rows.is_some() { ", rows by token" } else { "" };
+            let how = format!("merged by {}{by_token}", merged.method.name);
+            Origin::Merged { sources: piece.inputs.clone(), how }
         };
         merged.pieces.iter().map(origin).collect()
     }
@@ -222,6 +268,9 @@ impl Prepared {
                     layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == info.name));
                 let reason = match tie {
                     Some(tie) => format!("repeats {}", tie.target),
+                    None if number >= self.n_merged => {
+                        "the model brings nothing but its tokenizer".to_string()
+                    }
                     None if in_layout => "the recipe's slices leave it out".to_string(),
                     None => "a buffer that follows from the config".to_string(),
                 };
@@ -287,11 +336,14 @@ fn wanted_type(recipe: &Recipe) -> Result<Option<Dtype>> {
     for (key, name) in [("dtype", &recipe.dtype), ("out_dtype", &recipe.out_dtype)] {
         let Some(name) = name else { continue };
         found = Some(match name.trim_start_matches("torch.") {
+            "float64" => Dtype::F64,
             "float32" => Dtype::F32,
             "bfloat16" => Dtype::BF16,
             "float16" => Dtype::F16,
             other => {
-                return Err(Error::Use(format!("{key}: wanted float32, bfloat16 or float16, came {other}")));
+                return Err(Error::Use(format!(
+                    "{key}: wanted float64, float32, bfloat16 or float16, came {other}"
+                )));
             }
         });
     }
@@ -342,6 +394,14 @@ fn same_ties(inputs: &[Input], layouts: &[Layout], target: &Layout) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Rows of a model that brings nothing but its tokenizer.
+fn tokenizer_rows(input: &Input) -> Result<usize> {
+    let said = input.checkpoint.config.get("vocab_size").and_then(serde_json::Value::as_u64);
+    let of_tokenizer =
+        || Ok(fit::tokenizer(&input.checkpoint)?.map_or(0, |tokenizer| tokenizer.vocab_size()));
+    said.map_or_else(of_tokenizer, |rows| Ok(rows as usize))
 }
 
 fn exactly_one(recipe: &Recipe) -> Result<()> {

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use luthier_checkpoint::layout::{Layout, Part, Role, StackKind, TensorSpec};
+use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind, TensorSpec};
 use luthier_checkpoint::{Dtype, TensorInfo};
 use luthier_kernels::blocks::BlockType;
 
 use super::method::{Base, Method};
 use super::parameters::resolve;
 use super::recipe::{Parameters, Recipe, Slice};
+use super::rows::Rows;
+use super::vocabulary::Vocabulary;
 use crate::view::find;
 use crate::{Error, Input, Result};
 
@@ -21,13 +23,18 @@ pub(crate) struct Piece {
     pub(crate) base: Option<usize>,
     /// As [`super::method::Group::values`].
     pub(crate) values: Vec<Vec<f64>>,
+    /// Where its rows come from, where tokens are not in their places already.
+    pub(crate) rows: Option<Rows>,
 }
 
 /// A stretch of layers of the result.
 pub(crate) struct Stretch<'r> {
     /// Number of the model, its layers, its own parameters.
     pub(crate) sources: Vec<(usize, [usize; 2], Option<&'r Parameters>)>,
+    /// Position of the base, for a method that compares with one.
     pub(crate) base: Option<usize>,
+    /// Position of the base in any case: its tokens' rows go before those of others.
+    pub(crate) donor: Option<usize>,
     pub(crate) parameters: Option<&'r Parameters>,
     pub(crate) len: usize,
 }
@@ -47,6 +54,8 @@ pub(crate) struct Pairing<'r> {
     pub(crate) numbers: HashMap<String, usize>,
     /// The type that the recipe asks for.
     pub(crate) dtype: Option<Dtype>,
+    /// Which tokens stand in which rows, where the recipe says whose tokenizer it shall be.
+    pub(crate) vocabulary: Option<&'r Vocabulary>,
 }
 
 impl<'r> Pairing<'r> {
@@ -136,6 +145,7 @@ impl<'r> Pairing<'r> {
                 sources.len()
             )));
         }
+        let donor = base.and_then(|base| sources.iter().position(|source| source.0 == base));
         let base = if method.base == Base::Ignored { None } else { base };
         let base_position = base.and_then(|base| sources.iter().position(|source| source.0 == base));
         match (method.base, base, base_position) {
@@ -147,11 +157,11 @@ impl<'r> Pairing<'r> {
                 "base_model {} is not among the sources of a slice; add it there",
                 self.inputs[base].label
             ))),
-            _ => Ok(Stretch { sources, base: base_position, parameters, len }),
+            _ => Ok(Stretch { sources, base: base_position, donor, parameters, len }),
         }
     }
 
-    /// The result's tensor `name` of `inputs`, `depth` of the way through its stretch.
+    /// The result's tensor `name` of `inputs`, `depth` of the way through its stretch; `of_tokens`: its rows are tokens'.
     pub(crate) fn piece(
         &self,
         name: &str,
@@ -159,6 +169,7 @@ impl<'r> Pairing<'r> {
         stretch: &Stretch,
         module: Option<&Parameters>,
         depth: f64,
+        of_tokens: bool,
     ) -> Result<Piece> {
         let global = self.recipe.parameters.as_ref();
         let mut values = Vec::new();
@@ -179,21 +190,34 @@ impl<'r> Pairing<'r> {
             }
             values.push(of_inputs);
         }
-        let info = self.output_info(name, &inputs)?;
-        Ok(Piece { info, inputs, base: stretch.base, values })
+        let vocabulary = self.vocabulary.filter(|_| of_tokens);
+        let mut info = self.output_info(name, &inputs, vocabulary.is_some())?;
+        let mut rows = None;
+        if let Some(vocabulary) = vocabulary {
+            let counted = inputs.iter().map(|(number, name)| {
+                Ok((*number, find(self.inputs[*number].checkpoint.tensors.infos(), name)?.shape[0]))
+            });
+            let counted = counted.collect::<Result<Vec<_>>>()?;
+            let width = info.shape[1..].iter().product();
+            rows = Rows::new(vocabulary, &counted, width, stretch.donor, self.inputs)?;
+            info.shape[0] = vocabulary.rows;
+        }
+        Ok(Piece { info, inputs, base: stretch.base, values, rows })
     }
 
-    /// Shape and type of a tensor of the result; refuses shapes that differ.
-    fn output_info(&self, name: &str, inputs: &[(usize, String)]) -> Result<TensorInfo> {
+    /// Shape and type of a tensor of the result; refuses shapes that differ, but for the number of rows where these are
+    /// aligned.
+    fn output_info(&self, name: &str, inputs: &[(usize, String)], aligned: bool) -> Result<TensorInfo> {
         let info =
             |(number, name): &(usize, String)| find(self.inputs[*number].checkpoint.tensors.infos(), name);
         let first = info(&inputs[0])?;
         let mut dtype = first.dtype;
         for input in &inputs[1..] {
             let other = info(input)?;
-            if other.shape != first.shape {
-                let vocabulary = if other.shape.get(1..) == first.shape.get(1..) {
-                    "; if these are rows of different vocabularies, trim or extend one model to the other's first"
+            let same_rows = other.shape.get(1..) == first.shape.get(1..);
+            if other.shape != first.shape && !(aligned && same_rows) {
+                let vocabulary = if same_rows {
+                    "; if these are rows of different vocabularies, tokenizer_source: union (or base, or a model) aligns them"
                 } else {
                     ""
                 };
@@ -266,7 +290,8 @@ impl<'r> Pairing<'r> {
             let found = found.ok_or_else(|| self.missing(&spec.name, *number, stretch.sources[0].0))?;
             inputs.push((*number, found.clone()));
         }
-        self.piece(name, inputs, stretch, part.parameters, depth)
+        let of_tokens = spec.spaces.first() == Some(&Space::Vocab);
+        self.piece(name, inputs, stretch, part.parameters, depth, of_tokens)
     }
 
     /// By name, for models whose architecture is not known.
@@ -296,7 +321,7 @@ impl<'r> Pairing<'r> {
                 count => layer as f64 / (count - 1) as f64,
             });
             let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
-            self.piece(name, inputs, stretch, part.parameters, depth)
+            self.piece(name, inputs, stretch, part.parameters, depth, false)
         };
         names(first).map(piece).collect()
     }
