@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 mod error;
 mod fit;
+mod fused;
 pub mod info;
 mod input;
 pub mod merge;
@@ -15,5 +16,6 @@ mod view;
 mod writing;
 
 pub use error::{Error, Result};
+pub use fused::fused;
 pub use input::Input;
 pub use plan::{Plan, PlannedTensor};

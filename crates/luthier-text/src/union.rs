@@ -54,6 +54,10 @@ pub fn union(base: &Tokenizer, others: &[(&Tokenizer, usize)], more: &[&str]) ->
         }
         n_merges = add_pieces(&mut json, base, &plan, &others)?;
     }
+    let is_dense = base.pipeline().get_vocab_size(true) == base.vocab_size();
+    if !plan.pieces.is_empty() || !is_dense {
+        keep_ids(&mut json, base, &plan);
+    }
     list_added(&mut json, base, &plan.added);
     files.insert(FILE.to_owned(), json.to_string().into_bytes());
     list_in_config(&mut files, &plan.added)?;
@@ -266,7 +270,19 @@ fn add_scored(vocab: &mut Vec<Value>, base: &Tokenizer, plan: &Plan, others: &[V
     for (token, _) in &plan.pieces {
         vocab.push(json!([token, known.get(token).copied().unwrap_or(lowest)]));
     }
+    // Added tokens that are new follow these, and get the next ids by themselves.
     Ok(())
+}
+
+/// Writes added tokens into the vocabulary too: the tokenizers crate gives others the next free ids, not those listed.
+fn keep_ids(json: &mut Value, base: &Tokenizer, plan: &Plan) {
+    let Some(vocab) = json["model"]["vocab"].as_object_mut() else { return };
+    let known: Vec<(u32, String)> =
+        added_tokens(base).into_iter().map(|(id, token)| (id, token.content)).collect();
+    let new = plan.added.iter().map(|(id, token)| (*id, token.content.clone()));
+    for (id, token) in known.into_iter().chain(new) {
+        vocab.entry(token).or_insert_with(|| Value::from(id));
+    }
 }
 
 /// Lists every added token in tokenizer.json: those that only tokenizer_config.json named would get other ids otherwise.

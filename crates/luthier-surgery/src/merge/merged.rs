@@ -61,13 +61,19 @@ impl Merged {
         let (number, name) = &piece.inputs[0];
         let stored = find(self.inputs[*number].checkpoint.tensors.infos(), name);
         let same_type = stored.is_ok_and(|info| info.dtype == piece.info.dtype);
-        let unscaled = self.method.name == "passthrough" && piece.values[0][0].is_nan();
+        let unscaled = piece.kept || (self.method.name == "passthrough" && piece.values[0][0].is_nan());
         same_type && piece.rows.is_none() && (unscaled || !piece.info.dtype.is_float())
+    }
+
+    /// Values of a tensor that are asked for at once.
+    pub(crate) fn part_len(&self, piece: &Piece) -> usize {
+        let values: usize = piece.info.shape.iter().product();
+        if self.part_bytes(&piece.info.name).is_some() { PART_LEN.min(values) } else { values }
     }
 
     /// Whether a tensor's largest differences are looked for before it is merged.
     pub(crate) fn is_cut(&self, piece: &Piece) -> bool {
-        matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
+        !piece.kept && matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
     }
 
     /// Merges values of all inputs, whole tensors or the same piece of each.
@@ -78,6 +84,9 @@ impl Merged {
         tensors: &[Vec<f32>],
         cuts: Vec<Option<Cut>>,
     ) -> Result<Vec<f32>> {
+        if piece.kept {
+            return Ok(tensors[0].clone());
+        }
         let name = &piece.info.name;
         let keeps = |input: usize, at: usize, share: f64| uniform(self.seed, name, input, at) < share;
         let group = Group {
@@ -123,6 +132,7 @@ impl TensorSource for Merged {
     fn part_bytes(&self, name: &str) -> Option<usize> {
         let piece = self.piece(name).ok().filter(|piece| !self.is_copy(piece))?;
         let in_parts = match self.method.reach {
+            _ if piece.kept => true,
             Reach::Value => true,
             Reach::Largest(shares) => shares(&piece.values).is_some(),
             Reach::Tensor => false,
@@ -236,6 +246,9 @@ impl Merged {
     /// Where the largest differences of each input end; nothing for methods that do not ask. The last tensor's are kept.
     fn cuts(&self, piece: &Piece) -> Result<Cuts> {
         let Reach::Largest(shares) = self.method.reach else { return Ok(Arc::default()) };
+        if piece.kept {
+            return Ok(Arc::default());
+        }
         let Some(shares) = shares(&piece.values) else { return Ok(Arc::default()) };
         let mut known = self.known_cuts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((name, cuts)) = &*known

@@ -20,6 +20,7 @@ mod nuslerp;
 mod pairing;
 mod parameters;
 mod passthrough;
+mod prefix;
 pub mod recipe;
 mod rows;
 mod sce;
@@ -81,7 +82,8 @@ pub fn methods() -> Vec<&'static str> {
 /// What `run` would write, from headers alone. `inputs` are the models of [`Recipe::places`], in that order.
 pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan> {
     let prepared = Prepared::new(recipe, inputs, options)?;
-    let from = prepared.origins().iter().map(Origin::describe).collect();
+    let parts = Parts::new(&prepared.merged.inputs);
+    let from = prepared.origins(&parts).iter().map(Origin::describe).collect();
     let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
     let largest = |piece: &pairing::Piece| prepared.piece_bytes(piece);
     plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
@@ -92,8 +94,10 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
 pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> Result<Report> {
     let prepared = Prepared::new(recipe, inputs, options)?;
     prepared.check_ties(inputs)?;
-    let origins = prepared.origins();
-    let dropped = prepared.dropped(inputs);
+    let parts = Parts::new(&prepared.merged.inputs);
+    let origins = prepared.origins(&parts);
+    let dropped = prepared.dropped(&parts);
+    let inputs: Vec<Input> = parts.inputs.iter().map(|input| (*input).clone()).collect();
     let mut side_files = prepared.side_files.clone();
     let card = format!(
         "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",
@@ -172,6 +176,8 @@ impl Prepared {
         let n_merged = recipe.merged_places().len();
         let merged = &inputs[..n_merged];
         let layouts = layouts(merged)?;
+        let renamed = layouts.is_none().then(|| prefix::under_one_name(merged, &mut notes));
+        let merged = renamed.as_deref().unwrap_or(merged);
         let aligned = match &layouts {
             Some(layouts) => {
                 let mut rows: Vec<usize> = layouts.iter().map(fit::vocab_size).collect();
@@ -210,8 +216,12 @@ impl Prepared {
         let mapping = vocabulary.map(|vocabulary| vocabulary.mapping);
         notes.extend(mapping.iter().flat_map(Mapping::lines));
         let known = layouts.is_some();
-        let merged = Merged::new(method, inputs, pieces, options.seed);
+        let inputs: Vec<Input> = merged.iter().chain(&inputs[n_merged..]).cloned().collect();
+        let merged = Merged::new(method, &inputs, pieces, options.seed);
         let layouts = layouts.unwrap_or_default();
+        if let (Some(_), true) = (&recipe.unshared, known) {
+            notes.push("unshared: has no effect, the architecture says which tensors there are".to_string());
+        }
         Ok(Prepared { config, merged, layouts, side_files, known, n_merged, mapping, notes })
     }
 
@@ -219,13 +229,19 @@ impl Prepared {
     fn piece_bytes(&self, piece: &pairing::Piece) -> usize {
         let values: usize = piece.info.shape.iter().product();
         let n_inputs = piece.inputs.len();
-        let put_together = piece.rows.as_ref().map_or(0, |rows| {
-            let in_files = piece
-                .inputs
-                .iter()
-                .filter(|(input, _)| self.merged.inputs[*input].checkpoint.place.is_file());
-            rows.size_bytes() + 4 * values * in_files.count()
-        });
+        // An adapter's factors, and a changed part in f32 and in its type.
+        let derived =
+            piece.inputs.iter().filter_map(|(input, _)| self.merged.inputs[*input].derived.as_ref());
+        let part_len = self.merged.part_len(piece);
+        let fused: usize = derived.map(|derived| derived.size_bytes + 16 * part_len).sum();
+        let put_together = fused
+            + piece.rows.as_ref().map_or(0, |rows| {
+                let in_files = piece
+                    .inputs
+                    .iter()
+                    .filter(|(input, _)| self.merged.inputs[*input].checkpoint.place.is_file());
+                rows.size_bytes() + 4 * values * in_files.count()
+            });
         if let Some(part_bytes) = self.merged.part_bytes(&piece.info.name) {
             // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
             let cut = if self.merged.is_cut(piece) { values / 2 * n_inputs } else { 0 };
@@ -238,46 +254,70 @@ impl Prepared {
         working + stored * (3 + n_inputs) + put_together
     }
 
-    fn origins(&self) -> Vec<Origin> {
+    fn origins(&self, parts: &Parts) -> Vec<Origin> {
         let merged = &self.merged;
         let origin = |piece: &pairing::Piece| {
-            if merged.is_copy(piece) && piece.inputs.len() == 1 {
-                let (input, name) = piece.inputs[0].clone();
-                return Origin::From { input, name };
+            let sources: Vec<(usize, String)> =
+                piece.inputs.iter().flat_map(|(input, name)| parts.sources(*input, name)).collect();
+            if merged.is_copy(piece)
+                && let [(input, name)] = &sources[..]
+            {
+                return Origin::From { input: *input, name: name.clone() };
             }
             let by_token = if piece.rows.is_some() { ", rows by token" } else { "" };
-            let how = format!("merged by {}{by_token}", merged.method.name);
-            Origin::Merged { sources: piece.inputs.clone(), how }
+            let with_adapter = if sources.len() > piece.inputs.len() { ", with an adapter" } else { "" };
+            let how = match piece.kept {
+                true => format!("kept, only some models have it{with_adapter}"),
+                false => format!("merged by {}{by_token}{with_adapter}", merged.method.name),
+            };
+            Origin::Merged { sources, how }
         };
         merged.pieces.iter().map(origin).collect()
     }
 
     /// Tensors of the inputs that nothing is made of, and why.
-    fn dropped(&self, inputs: &[Input]) -> Vec<(usize, String, String)> {
-        let used: HashSet<&(usize, String)> =
-            self.merged.pieces.iter().flat_map(|piece| &piece.inputs).collect();
+    fn dropped(&self, parts: &Parts) -> Vec<(usize, String, String)> {
+        let used: HashSet<(usize, String)> = self
+            .merged
+            .pieces
+            .iter()
+            .flat_map(|piece| &piece.inputs)
+            .flat_map(|(input, name)| parts.sources(*input, name))
+            .collect();
         let mut dropped = Vec::new();
-        for (number, input) in inputs.iter().enumerate() {
+        let mut seen = HashSet::new();
+        let mut drop = |at: (usize, String), reason: String| {
+            if !used.contains(&at) && seen.insert(at.clone()) {
+                dropped.push((at.0, at.1, reason));
+            }
+        };
+        for (number, input) in self.merged.inputs.iter().enumerate() {
+            for (at, reason) in parts.unused(number) {
+                drop(at, reason);
+            }
             for info in input.checkpoint.tensors.infos() {
-                if used.contains(&(number, info.name.clone())) {
-                    continue;
+                for at in parts.sources(number, &info.name) {
+                    drop(at, self.reason(number, &info.name));
                 }
-                let layout = self.layouts.get(number);
-                let tie = layout.and_then(|layout| layout.ties.iter().find(|tie| tie.name == info.name));
-                let in_layout =
-                    layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == info.name));
-                let reason = match tie {
-                    Some(tie) => format!("repeats {}", tie.target),
-                    None if number >= self.n_merged => {
-                        "the model brings nothing but its tokenizer".to_string()
-                    }
-                    None if in_layout => "the recipe's slices leave it out".to_string(),
-                    None => "a buffer that follows from the config".to_string(),
-                };
-                dropped.push((number, info.name.clone(), reason));
             }
         }
         dropped
+    }
+
+    /// Why nothing is made of a tensor.
+    fn reason(&self, number: usize, name: &str) -> String {
+        let layout = self.layouts.get(number);
+        let tie = layout.and_then(|layout| layout.ties.iter().find(|tie| tie.name == name));
+        let in_layout = layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == name));
+        match tie {
+            Some(tie) => format!("repeats {}", tie.target),
+            None if number >= self.n_merged => "the model brings nothing but its tokenizer".to_string(),
+            None if in_layout => "the recipe's slices leave it out".to_string(),
+            None if !self.known => {
+                "not all models have it, and the recipe says unshared: drop or keep".to_string()
+            }
+            None => "a buffer that follows from the config".to_string(),
+        }
     }
 
     /// Refuses a tied weight that a file carries twice with different values.
@@ -298,6 +338,40 @@ impl Prepared {
             }
         }
         Ok(())
+    }
+}
+
+/// What the inputs consist of on the disk, each once.
+struct Parts<'i> {
+    inputs: Vec<&'i Input>,
+    /// By input: the numbers of its parts.
+    numbers: Vec<Vec<usize>>,
+    of: &'i [Input],
+}
+
+impl<'i> Parts<'i> {
+    fn new(of: &'i [Input]) -> Parts<'i> {
+        let mut inputs: Vec<&Input> = Vec::new();
+        let mut number = |part: &'i Input| {
+            let same =
+                |known: &&Input| known.checkpoint.place == part.checkpoint.place && known.label == part.label;
+            inputs.iter().position(same).unwrap_or_else(|| {
+                inputs.push(part);
+                inputs.len() - 1
+            })
+        };
+        let numbers = of.iter().map(|input| input.parts().into_iter().map(&mut number).collect()).collect();
+        Parts { inputs, numbers, of }
+    }
+
+    fn sources(&self, input: usize, name: &str) -> Vec<(usize, String)> {
+        let sources = self.of[input].sources(name).into_iter();
+        sources.map(|(part, name)| (self.numbers[input][part], name)).collect()
+    }
+
+    fn unused(&self, input: usize) -> Vec<((usize, String), String)> {
+        let unused = self.of[input].unused().into_iter();
+        unused.map(|(part, name, reason)| ((self.numbers[input][part], name), reason)).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use luthier_kernels::blocks::BlockType;
 
 use super::method::{Base, Method};
 use super::parameters::resolve;
-use super::recipe::{Parameters, Recipe, Slice};
+use super::recipe::{Parameters, Recipe, Slice, Unshared};
 use super::rows::Rows;
 use super::vocabulary::Vocabulary;
 use crate::view::find;
@@ -23,6 +23,8 @@ pub(crate) struct Piece {
     pub(crate) base: Option<usize>,
     /// As [`super::method::Group::values`].
     pub(crate) values: Vec<Vec<f64>>,
+    /// Whether it is the first input's as it is, whatever the method.
+    pub(crate) kept: bool,
     /// Where its rows come from, where tokens are not in their places already.
     pub(crate) rows: Option<Rows>,
 }
@@ -202,7 +204,7 @@ impl<'r> Pairing<'r> {
             rows = Rows::new(vocabulary, &counted, width, stretch.donor, self.inputs)?;
             info.shape[0] = vocabulary.rows;
         }
-        Ok(Piece { info, inputs, base: stretch.base, values, rows })
+        Ok(Piece { info, inputs, base: stretch.base, values, kept: false, rows })
     }
 
     /// Shape and type of a tensor of the result; refuses shapes that differ, but for the number of rows where these are
@@ -305,30 +307,50 @@ impl<'r> Pairing<'r> {
             let count = layers.entry(prefix).or_default();
             *count = (*count).max(layer + 1);
         }
-        for (number, _, _) in &stretch.sources {
-            let has = |number: usize| names(number).collect::<HashSet<_>>();
-            let (own, wanted) = (has(*number), has(first));
-            if let Some(only) = names(*number).find(|name| !wanted.contains(name)) {
-                return Err(self.missing(only, first, *number));
-            }
-            if let Some(missing) = names(first).find(|name| !own.contains(name)) {
-                return Err(self.missing(missing, *number, first));
+        let unshared = self.recipe.unshared.unwrap_or(Unshared::Refuse);
+        let own: Vec<HashSet<&String>> =
+            stretch.sources.iter().map(|(number, _, _)| names(*number).collect()).collect();
+        let others = stretch.sources.iter().flat_map(|(number, _, _)| names(*number));
+        let mut seen = HashSet::new();
+        let mut pieces = Vec::new();
+        for name in names(first).chain(others).filter(|name| seen.insert(*name)) {
+            let lacks = own.iter().position(|own| !own.contains(name));
+            let Some(lacks) = lacks else {
+                let depth = layer_of(name).map_or(0.0, |(prefix, layer)| match layers.get(prefix) {
+                    None | Some(1) => 1.0,
+                    Some(count) => layer as f64 / (count - 1) as f64,
+                });
+                let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
+                pieces.push(self.piece(name, inputs, stretch, part.parameters, depth, false)?);
+                continue;
+            };
+            let has = own.iter().position(|own| own.contains(name)).unwrap_or(lacks);
+            // The base comes before the others, wherever it stands in the list.
+            let has = stretch.donor.filter(|donor| own[*donor].contains(name)).unwrap_or(has);
+            let (lacks, has) = (stretch.sources[lacks].0, stretch.sources[has].0);
+            match unshared {
+                Unshared::Refuse => return Err(self.missing(name, lacks, has)),
+                Unshared::Drop => {}
+                Unshared::Keep => {
+                    let inputs = vec![(has, name.clone())];
+                    let info = self.output_info(name, &inputs, false)?;
+                    pieces.push(Piece {
+                        info,
+                        inputs,
+                        base: None,
+                        values: Vec::new(),
+                        kept: true,
+                        rows: None,
+                    });
+                }
             }
         }
-        let piece = |name: &String| {
-            let depth = layer_of(name).map_or(0.0, |(prefix, layer)| match layers[prefix] {
-                1 => 1.0,
-                count => layer as f64 / (count - 1) as f64,
-            });
-            let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
-            self.piece(name, inputs, stretch, part.parameters, depth, false)
-        };
-        names(first).map(piece).collect()
+        Ok(pieces)
     }
 
     fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
         let what = format!(
-            "is in {}, but not in {}; tensors that only one parent has cannot be merged",
+            "is in {}, but not in {}; tensors that only one parent has cannot be merged; where all are merged by name, unshared: keep or drop in the recipe says what becomes of them",
             self.inputs[has].label, self.inputs[lacks].label
         );
         luthier_checkpoint::Error::tensor(name, what).into()

@@ -48,6 +48,22 @@ pub struct Recipe {
     /// Parameters of the method for all tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
+    /// What becomes of tensors that not all models have, where tensors are merged by name: refuse (the default), keep (as
+    /// the first model has them) or drop. No key of mergekit's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unshared: Option<Unshared>,
+}
+
+/// What becomes of tensors that not all models have.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Unshared {
+    /// An error.
+    Refuse,
+    /// Copied from the first model that has it.
+    Keep,
+    /// Left out.
+    Drop,
 }
 
 /// One model and its parameters.
