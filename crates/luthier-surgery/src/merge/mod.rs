@@ -79,6 +79,17 @@ pub fn methods() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).collect()
 }
 
+/// The parameters of a method by name, and whether each must be given.
+pub fn parameters(method: &str) -> Result<Vec<(&'static str, bool)>> {
+    let parameters = method::find(method)?.parameters.iter();
+    Ok(parameters.map(|parameter| (parameter.name, parameter.default.is_none())).collect())
+}
+
+/// Whether a method takes a base model for what the others are compared with, not for one of them.
+pub fn compares_with_base(method: &str) -> Result<bool> {
+    Ok(method::find(method)?.base != method::Base::Ignored)
+}
+
 /// What `run` would write, from headers alone. `inputs` are the models of [`Recipe::places`], in that order.
 pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan> {
     let prepared = Prepared::new(recipe, inputs, options)?;

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapt;
+mod adapter;
 mod convert;
 mod diff;
 mod info;
 mod merge;
 mod models;
 mod quantize;
+mod vocabulary;

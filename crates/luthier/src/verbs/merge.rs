@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::Act;
 use crate::session::{Report, Session};
+use crate::study::Study;
 use crate::{places, recipe};
 
 /// Merges models as a recipe in mergekit's YAML says: linear, slerp, nuslerp, multislerp, karcher, task_arithmetic, ties,
@@ -22,8 +23,12 @@ use crate::{places, recipe};
 pub(super) struct Merge {
     /// The recipe, as mergekit reads it
     recipe: PathBuf,
-    /// The folder to write
+    /// The folder to write; of a study, where its tables go
     out: PathBuf,
+    /// The recipe is a study: merge in memory by each method, number of experts, density and scale, and measure on texts
+    #[arg(long)]
+    #[serde(default)]
+    study: bool,
     /// Seed of methods that drop at random [default: 1]
     #[arg(long)]
     seed: Option<u64>,
@@ -41,9 +46,20 @@ impl Act for Merge {
     const NAME: &'static str = "merge";
     const ABOUT: &'static str = "Merge models as a mergekit recipe says";
 
+    fn check(&self) -> Result<(), String> {
+        match (self.study, self.seed) {
+            (true, Some(_)) => Err("seed: a study names its own, as the key seed".to_string()),
+            _ => Ok(()),
+        }
+    }
+
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let name = self.recipe.display().to_string();
         let text = std::fs::read_to_string(&self.recipe).with_context(|| format!("recipe {name}"))?;
+        if self.study {
+            let study: Study = recipe::from_yaml(&text).with_context(|| format!("study {name}"))?;
+            return if self.plan { study.plan() } else { study.run(&self.out, self.force, session) };
+        }
         let recipe: Recipe = recipe::from_yaml(&text).with_context(|| format!("recipe {name}"))?;
         let mut notes = Vec::new();
         let inputs = recipe.places();
@@ -80,7 +96,7 @@ impl Act for Merge {
 
 /// A model that a recipe names: a place, or `org/name` of the hub where no such folder exists; with `+` and a LoRA adapter's
 /// place behind it the two as one.
-pub(super) fn open(place: &str, notes: &mut Vec<String>) -> anyhow::Result<Input> {
+pub(crate) fn open(place: &str, notes: &mut Vec<String>) -> anyhow::Result<Input> {
     if !Path::new(place).exists()
         && let Some((base, adapter)) = with_adapter(place)
     {

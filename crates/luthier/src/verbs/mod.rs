@@ -22,6 +22,8 @@ mod quantize;
 mod run;
 mod transfer;
 
+pub(crate) use merge::open as open_for_merge;
+
 /// All verbs.
 pub const VERBS: &[Verb] = &[
     verb::<adapt::Adapt>(),
