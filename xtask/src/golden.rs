@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// Where a script finds what it imports.
 fn environment(script: &str) -> &'static Environment {
     match script {
-        "merge" => &MERGEKIT,
+        "merge" | "vocabularies" => &MERGEKIT,
         "bits_and_bytes" => &BITSANDBYTES,
         "trim_vocab" => &VOCABTRIMMER,
         _ => &TRANSFORMERS,

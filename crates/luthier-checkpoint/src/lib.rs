@@ -2,6 +2,7 @@
 //!
 //! The only crate that knows a file format.
 
+pub mod adapter;
 pub mod bitsandbytes;
 pub mod checkpoint;
 pub mod dtype;

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod doctor;
 mod error;
 mod fit;
+mod fused;
 pub mod info;
 mod input;
 pub mod merge;
@@ -20,5 +21,6 @@ mod view;
 mod writing;
 
 pub use error::{Error, Result};
+pub use fused::fused;
 pub use input::Input;
 pub use plan::{Plan, PlannedTensor};

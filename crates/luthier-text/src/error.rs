@@ -71,6 +71,9 @@ pub enum TextError {
         /// The system's own words.
         source: std::io::Error,
     },
+    /// Tokenizers that cannot be put together.
+    #[error("tokenizers cannot be put together: {0}")]
+    Union(String),
     /// A corpus cannot give what was asked of it.
     #[error("corpus: {0}")]
     Corpus(String),

@@ -15,6 +15,7 @@ mod tokenizer;
 mod tokenizer_json;
 pub mod train_bpe;
 pub mod trim;
+pub mod union;
 mod word_piece;
 
 pub use error::{Result, TextError};

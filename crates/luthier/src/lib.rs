@@ -11,6 +11,7 @@ pub mod progress;
 pub mod recipe;
 pub mod record;
 pub mod session;
+pub mod study;
 pub mod texts;
 pub mod tokens;
 pub mod training;

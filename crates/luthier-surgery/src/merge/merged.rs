@@ -12,6 +12,7 @@ use luthier_kernels::pool;
 use super::cuts::{self, TensorCut, Visit};
 use super::method::{Cut, Group, Method, Reach};
 use super::pairing::Piece;
+use super::rows::{Rows, Whole};
 use super::task_vectors::kept_count;
 use crate::Input;
 use crate::view::find;
@@ -35,13 +36,24 @@ pub(crate) struct Merged {
     pub(crate) seed: u64,
     /// Of the tensor that was asked for last.
     known_cuts: Mutex<Option<(String, Cuts)>>,
+    /// The inputs of the tensor whose rows were put together last.
+    known_whole: Mutex<Option<(String, Arc<Whole>)>>,
 }
 
 impl Merged {
     pub(crate) fn new(method: &'static Method, inputs: &[Input], pieces: Vec<Piece>, seed: u64) -> Merged {
         let infos: Vec<TensorInfo> = pieces.iter().map(|piece| piece.info.clone()).collect();
         let numbers = infos.iter().enumerate().map(|(number, info)| (info.name.clone(), number)).collect();
-        Merged { method, inputs: inputs.to_vec(), pieces, infos, numbers, seed, known_cuts: Mutex::default() }
+        Merged {
+            method,
+            inputs: inputs.to_vec(),
+            pieces,
+            infos,
+            numbers,
+            seed,
+            known_cuts: Mutex::default(),
+            known_whole: Mutex::default(),
+        }
     }
 
     /// Whether a tensor of the result is an input's as it is.
@@ -49,13 +61,19 @@ impl Merged {
         let (number, name) = &piece.inputs[0];
         let stored = find(self.inputs[*number].checkpoint.tensors.infos(), name);
         let same_type = stored.is_ok_and(|info| info.dtype == piece.info.dtype);
-        let unscaled = self.method.name == "passthrough" && piece.values[0][0].is_nan();
-        same_type && (unscaled || !piece.info.dtype.is_float())
+        let unscaled = piece.kept || (self.method.name == "passthrough" && piece.values[0][0].is_nan());
+        same_type && piece.rows.is_none() && (unscaled || !piece.info.dtype.is_float())
+    }
+
+    /// Values of a tensor that are asked for at once.
+    pub(crate) fn part_len(&self, piece: &Piece) -> usize {
+        let values: usize = piece.info.shape.iter().product();
+        if self.part_bytes(&piece.info.name).is_some() { PART_LEN.min(values) } else { values }
     }
 
     /// Whether a tensor's largest differences are looked for before it is merged.
     pub(crate) fn is_cut(&self, piece: &Piece) -> bool {
-        matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
+        !piece.kept && matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
     }
 
     /// Merges values of all inputs, whole tensors or the same piece of each.
@@ -66,6 +84,9 @@ impl Merged {
         tensors: &[Vec<f32>],
         cuts: Vec<Option<Cut>>,
     ) -> Result<Vec<f32>> {
+        if piece.kept {
+            return Ok(tensors[0].clone());
+        }
         let name = &piece.info.name;
         let keeps = |input: usize, at: usize, share: f64| uniform(self.seed, name, input, at) < share;
         let group = Group {
@@ -111,6 +132,7 @@ impl TensorSource for Merged {
     fn part_bytes(&self, name: &str) -> Option<usize> {
         let piece = self.piece(name).ok().filter(|piece| !self.is_copy(piece))?;
         let in_parts = match self.method.reach {
+            _ if piece.kept => true,
             Reach::Value => true,
             Reach::Largest(shares) => shares(&piece.values).is_some(),
             Reach::Tensor => false,
@@ -155,6 +177,9 @@ impl Merged {
 
     /// The values `range` of each input, as they are stored.
     fn stored<'s>(&'s self, piece: &'s Piece, range: Range<usize>) -> Result<Vec<Stored<'s>>> {
+        if let Some(rows) = &piece.rows {
+            return self.put_together(piece, rows, range);
+        }
         let stored = piece.inputs.iter().map(|(input, name)| {
             let source = &self.inputs[*input].checkpoint.tensors;
             let dtype = find(source.infos(), name)?.dtype;
@@ -163,6 +188,44 @@ impl Merged {
             Ok(Stored { name, dtype, bytes: source.read_part(name, bytes)?, first: range.start })
         });
         stored.collect()
+    }
+
+    /// The same where rows move: as f32.
+    fn put_together<'s>(
+        &'s self,
+        piece: &'s Piece,
+        rows: &Rows,
+        range: Range<usize>,
+    ) -> Result<Vec<Stored<'s>>> {
+        let whole = self.whole(piece, rows)?;
+        let info = TensorInfo { dtype: Dtype::F32, ..piece.info.clone() };
+        let stored = piece.inputs.iter().enumerate().map(|(position, (_, name))| {
+            let bytes = in_pieces(&info, range.len(), &|start, target: &mut [u8]| {
+                let first = range.start + start;
+                rows.fill(&whole, position, first..first + target.len() / 4, target)
+            })?;
+            Ok(Stored { name, dtype: Dtype::F32, bytes, first: range.start })
+        });
+        stored.collect()
+    }
+
+    /// The inputs' tensors whose rows a piece is made of; the last piece's are kept.
+    fn whole(&self, piece: &Piece, rows: &Rows) -> Result<Arc<Whole>> {
+        let mut known = self.known_whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, whole)) = &*known
+            && *name == piece.info.name
+        {
+            return Ok(Arc::clone(whole));
+        }
+        *known = None;
+        let mut tensors = Vec::new();
+        for (input, name) in &piece.inputs {
+            let source = &self.inputs[*input].checkpoint.tensors;
+            tensors.push((name.clone(), find(source.infos(), name)?.dtype, source.read(name)?));
+        }
+        let whole = Arc::new(rows.whole(tensors)?);
+        *known = Some((piece.info.name.clone(), Arc::clone(&whole)));
+        Ok(whole)
     }
 
     /// The values `range` of the result, which starts at a multiple of `PIECE_LEN`.
@@ -183,6 +246,9 @@ impl Merged {
     /// Where the largest differences of each input end; nothing for methods that do not ask. The last tensor's are kept.
     fn cuts(&self, piece: &Piece) -> Result<Cuts> {
         let Reach::Largest(shares) = self.method.reach else { return Ok(Arc::default()) };
+        if piece.kept {
+            return Ok(Arc::default());
+        }
         let Some(shares) = shares(&piece.values) else { return Ok(Arc::default()) };
         let mut known = self.known_cuts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((name, cuts)) = &*known
@@ -341,6 +407,10 @@ fn narrow(name: &str, values: &[f32], dtype: Dtype, target: &mut [u8]) -> Result
             .chunks_exact_mut(4)
             .zip(values)
             .for_each(|(target, value)| target.copy_from_slice(&value.to_le_bytes())),
+        Dtype::F64 => target
+            .chunks_exact_mut(8)
+            .zip(values)
+            .for_each(|(target, value)| target.copy_from_slice(&f64::from(*value).to_le_bytes())),
         other => {
             return Err(Error::tensor(name, format!("holds {other}, which is not merged; wanted floats")));
         }

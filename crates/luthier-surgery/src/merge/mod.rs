@@ -20,11 +20,14 @@ mod nuslerp;
 mod pairing;
 mod parameters;
 mod passthrough;
+mod prefix;
 pub mod recipe;
+mod rows;
 mod sce;
 mod slerp;
 mod task_vectors;
 mod tokenizer;
+mod vocabulary;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -39,6 +42,7 @@ use self::merged::Merged;
 use self::method::{METHODS, Method, nearest};
 use self::pairing::Pairing;
 pub use self::recipe::Recipe;
+pub use self::vocabulary::{Mapping, ModelMapping};
 use crate::plan::Plan;
 use crate::writing::{Job, Origin, write_folder};
 use crate::{Error, Input, Result, config, fit, model_card};
@@ -65,6 +69,9 @@ pub struct Options {
 pub struct Report {
     /// What became of every tensor.
     pub ledger: LedgerSummary,
+    /// Which tokens went where, where the recipe asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<Mapping>,
     /// What to know.
     pub notes: Vec<String>,
 }
@@ -74,22 +81,24 @@ pub fn methods() -> Vec<&'static str> {
     METHODS.iter().map(|method| method.name).collect()
 }
 
+/// The parameters of a method by name, and whether each must be given.
+pub fn parameters(method: &str) -> Result<Vec<(&'static str, bool)>> {
+    let parameters = method::find(method)?.parameters.iter();
+    Ok(parameters.map(|parameter| (parameter.name, parameter.default.is_none())).collect())
+}
+
+/// Whether a method takes a base model for what the others are compared with, not for one of them.
+pub fn compares_with_base(method: &str) -> Result<bool> {
+    Ok(method::find(method)?.base != method::Base::Ignored)
+}
+
 /// What `run` would write, from headers alone. `inputs` are the models of [`Recipe::places`], in that order.
 pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan> {
     let prepared = Prepared::new(recipe, inputs, options)?;
-    let from = prepared.origins().iter().map(Origin::describe).collect();
+    let parts = Parts::new(&prepared.merged.inputs);
+    let from = prepared.origins(&parts).iter().map(Origin::describe).collect();
     let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
-    let largest = |piece: &pairing::Piece| {
-        let values: usize = piece.info.shape.iter().product();
-        if let Some(part_bytes) = prepared.merged.part_bytes(&piece.info.name) {
-            // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
-            let cut = if prepared.merged.is_cut(piece) { values / 2 * piece.inputs.len() } else { 0 };
-            return part_bytes * (4 + piece.inputs.len()) + cut;
-        }
-        let working = 4 * values * (2 * piece.inputs.len() + 4);
-        let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
-        working + stored * (3 + piece.inputs.len())
-    };
+    let largest = |piece: &pairing::Piece| prepared.piece_bytes(piece);
     plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
     Ok(plan)
 }
@@ -98,10 +107,12 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
 pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> Result<Report> {
     let prepared = Prepared::new(recipe, inputs, options)?;
     prepared.check_ties(inputs)?;
-    let origins = prepared.origins();
-    let dropped = prepared.dropped(inputs);
+    let parts = Parts::new(&prepared.merged.inputs);
+    let origins = prepared.origins(&parts);
+    let dropped = prepared.dropped(&parts);
+    let inputs: Vec<Input> = parts.inputs.iter().map(|input| (*input).clone()).collect();
     let mut side_files = prepared.side_files.clone();
-    let card = model_card::inherited(&inputs[0], inputs)
+    let card = model_card::inherited(&inputs[0], &inputs)
         + &format!(
             "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",
             options.verb,
@@ -111,6 +122,7 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
     side_files.retain(|file| file.name != "README.md");
     side_files.push(SideFile { name: "README.md".to_string(), bytes: card.into_bytes() });
     let notes = prepared.notes.clone();
+    let vocabulary = prepared.mapping.clone();
     let known = prepared.known;
     let model = Checkpoint {
         place: out.to_path_buf(),
@@ -132,7 +144,7 @@ pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> 
         }
         Ok(options.measurements.clone())
     })?;
-    Ok(Report { ledger, notes })
+    Ok(Report { ledger, vocabulary, notes })
 }
 
 /// The merged model without writing it: each tensor is computed when it is read.
@@ -154,6 +166,8 @@ struct Prepared {
     layouts: Vec<Layout>,
     side_files: Vec<SideFile>,
     known: bool,
+    n_merged: usize,
+    mapping: Option<Mapping>,
     notes: Vec<String>,
 }
 
@@ -173,16 +187,38 @@ impl Prepared {
         let numbers: HashMap<String, usize> =
             places.into_iter().enumerate().map(|(number, place)| (place, number)).collect();
         let dtype = wanted_type(recipe)?;
-        let pairing = Pairing { recipe, method, inputs, numbers, dtype };
-        let layouts = layouts(inputs)?;
+        let n_merged = recipe.merged_places().len();
+        let merged = &inputs[..n_merged];
+        let layouts = layouts(merged)?;
+        let renamed = layouts.is_none().then(|| prefix::under_one_name(merged, &mut notes));
+        let merged = renamed.as_deref().unwrap_or(merged);
+        let aligned = match &layouts {
+            Some(layouts) => {
+                let mut rows: Vec<usize> = layouts.iter().map(fit::vocab_size).collect();
+                rows.extend(inputs[n_merged..].iter().map(tokenizer_rows).collect::<Result<Vec<_>>>()?);
+                vocabulary::align(recipe, inputs, &rows, n_merged, &numbers, &mut notes)?
+            }
+            None => {
+                tokenizer::by_number(recipe, inputs)?;
+                None
+            }
+        };
+        let (chosen, vocabulary) = aligned.unzip();
+        let pairing =
+            Pairing { recipe, method, inputs: merged, numbers, dtype, vocabulary: vocabulary.as_ref() };
         let donor = &inputs[0].checkpoint;
+        let mut side_files = tokenizer::side_files(recipe, inputs, chosen.as_ref(), &mut notes)?;
         let (config, pieces) = match &layouts {
             Some(layouts) => {
-                same_family(inputs)?;
+                same_family(merged)?;
                 let parts = portions(&pairing, layouts)?;
-                let config = with_layers(&donor.config, inputs, &parts)?;
+                let mut config = with_layers(&donor.config, merged, &parts)?;
+                if let (Some(chosen), Some(vocabulary)) = (&chosen, &vocabulary) {
+                    tokenizer::with_vocab_size(&mut config, vocabulary.rows);
+                    tokenizer::with_token_ids(&mut config, &mut side_files, inputs, chosen, &mut notes)?;
+                }
                 let target = luthier_arch::layout_with(&config, donor.tensors.infos())?;
-                same_ties(inputs, layouts, &target)?;
+                same_ties(merged, layouts, &target)?;
                 (config, pairing.by_layout(&target, layouts, &parts)?)
             }
             None => {
@@ -191,47 +227,111 @@ impl Prepared {
                 (donor.config.clone(), pairing.by_name(&part)?)
             }
         };
-        let side_files = tokenizer::side_files(recipe, inputs, &pairing.numbers, &mut notes)?;
+        let mapping = vocabulary.map(|vocabulary| vocabulary.mapping);
+        notes.extend(mapping.iter().flat_map(Mapping::lines));
         let known = layouts.is_some();
-        let merged = Merged::new(method, inputs, pieces, options.seed);
-        Ok(Prepared { config, merged, layouts: layouts.unwrap_or_default(), side_files, known, notes })
+        let inputs: Vec<Input> = merged.iter().chain(&inputs[n_merged..]).cloned().collect();
+        let merged = Merged::new(method, &inputs, pieces, options.seed);
+        let layouts = layouts.unwrap_or_default();
+        if let (Some(_), true) = (&recipe.unshared, known) {
+            notes.push("unshared: has no effect, the architecture says which tensors there are".to_string());
+        }
+        Ok(Prepared { config, merged, layouts, side_files, known, n_merged, mapping, notes })
     }
 
-    fn origins(&self) -> Vec<Origin> {
+    /// What `run` holds in memory at most for one tensor.
+    fn piece_bytes(&self, piece: &pairing::Piece) -> usize {
+        let values: usize = piece.info.shape.iter().product();
+        let n_inputs = piece.inputs.len();
+        // An adapter's factors, and a changed part in f32 and in its type.
+        let derived =
+            piece.inputs.iter().filter_map(|(input, _)| self.merged.inputs[*input].derived.as_ref());
+        let part_len = self.merged.part_len(piece);
+        let fused: usize = derived.map(|derived| derived.size_bytes + 16 * part_len).sum();
+        let put_together = fused
+            + piece.rows.as_ref().map_or(0, |rows| {
+                let in_files = piece
+                    .inputs
+                    .iter()
+                    .filter(|(input, _)| self.merged.inputs[*input].checkpoint.place.is_file());
+                rows.size_bytes() + 4 * values * in_files.count()
+            });
+        if let Some(part_bytes) = self.merged.part_bytes(&piece.info.name) {
+            // The part that is made, those that wait for the writer, the inputs' parts, and what a cut keeps of a tensor.
+            let cut = if self.merged.is_cut(piece) { values / 2 * n_inputs } else { 0 };
+            let width = piece.info.dtype.block().1.max(if piece.rows.is_some() { 4 } else { 1 });
+            let part_bytes = part_bytes / piece.info.dtype.block().1 * width;
+            return part_bytes * (4 + n_inputs) + cut + put_together;
+        }
+        let working = 4 * values * (2 * n_inputs + 4);
+        let stored = piece.info.dtype.size_bytes(&piece.info.shape).unwrap_or(0);
+        working + stored * (3 + n_inputs) + put_together
+    }
+
+    fn origins(&self, parts: &Parts) -> Vec<Origin> {
         let merged = &self.merged;
         let origin = |piece: &pairing::Piece| {
-            if merged.is_copy(piece) && piece.inputs.len() == 1 {
-                let (input, name) = piece.inputs[0].clone();
-                return Origin::From { input, name };
+            let sources: Vec<(usize, String)> =
+                piece.inputs.iter().flat_map(|(input, name)| parts.sources(*input, name)).collect();
+            if merged.is_copy(piece)
+                && let [(input, name)] = &sources[..]
+            {
+                return Origin::From { input: *input, name: name.clone() };
             }
-            Origin::Merged { sources: piece.inputs.clone(), how: format!("merged by {}", merged.method.name) }
+            let by_token = if piece.rows.is_some() { ", rows by token" } else { "" };
+            let with_adapter = if sources.len() > piece.inputs.len() { ", with an adapter" } else { "" };
+            let how = match piece.kept {
+                true => format!("kept, only some models have it{with_adapter}"),
+                false => format!("merged by {}{by_token}{with_adapter}", merged.method.name),
+            };
+            Origin::Merged { sources, how }
         };
         merged.pieces.iter().map(origin).collect()
     }
 
     /// Tensors of the inputs that nothing is made of, and why.
-    fn dropped(&self, inputs: &[Input]) -> Vec<(usize, String, String)> {
-        let used: HashSet<&(usize, String)> =
-            self.merged.pieces.iter().flat_map(|piece| &piece.inputs).collect();
+    fn dropped(&self, parts: &Parts) -> Vec<(usize, String, String)> {
+        let used: HashSet<(usize, String)> = self
+            .merged
+            .pieces
+            .iter()
+            .flat_map(|piece| &piece.inputs)
+            .flat_map(|(input, name)| parts.sources(*input, name))
+            .collect();
         let mut dropped = Vec::new();
-        for (number, input) in inputs.iter().enumerate() {
+        let mut seen = HashSet::new();
+        let mut drop = |at: (usize, String), reason: String| {
+            if !used.contains(&at) && seen.insert(at.clone()) {
+                dropped.push((at.0, at.1, reason));
+            }
+        };
+        for (number, input) in self.merged.inputs.iter().enumerate() {
+            for (at, reason) in parts.unused(number) {
+                drop(at, reason);
+            }
             for info in input.checkpoint.tensors.infos() {
-                if used.contains(&(number, info.name.clone())) {
-                    continue;
+                for at in parts.sources(number, &info.name) {
+                    drop(at, self.reason(number, &info.name));
                 }
-                let layout = self.layouts.get(number);
-                let tie = layout.and_then(|layout| layout.ties.iter().find(|tie| tie.name == info.name));
-                let in_layout =
-                    layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == info.name));
-                let reason = match tie {
-                    Some(tie) => format!("repeats {}", tie.target),
-                    None if in_layout => "the recipe's slices leave it out".to_string(),
-                    None => "a buffer that follows from the config".to_string(),
-                };
-                dropped.push((number, info.name.clone(), reason));
             }
         }
         dropped
+    }
+
+    /// Why nothing is made of a tensor.
+    fn reason(&self, number: usize, name: &str) -> String {
+        let layout = self.layouts.get(number);
+        let tie = layout.and_then(|layout| layout.ties.iter().find(|tie| tie.name == name));
+        let in_layout = layout.is_some_and(|layout| layout.tensors.iter().any(|spec| spec.name == name));
+        match tie {
+            Some(tie) => format!("repeats {}", tie.target),
+            None if number >= self.n_merged => "the model brings nothing but its tokenizer".to_string(),
+            None if in_layout => "the recipe's slices leave it out".to_string(),
+            None if !self.known => {
+                "not all models have it, and the recipe says unshared: drop or keep".to_string()
+            }
+            None => "a buffer that follows from the config".to_string(),
+        }
     }
 
     /// Refuses a tied weight that a file carries twice with different values.
@@ -252,6 +352,40 @@ impl Prepared {
             }
         }
         Ok(())
+    }
+}
+
+/// What the inputs consist of on the disk, each once.
+struct Parts<'i> {
+    inputs: Vec<&'i Input>,
+    /// By input: the numbers of its parts.
+    numbers: Vec<Vec<usize>>,
+    of: &'i [Input],
+}
+
+impl<'i> Parts<'i> {
+    fn new(of: &'i [Input]) -> Parts<'i> {
+        let mut inputs: Vec<&Input> = Vec::new();
+        let mut number = |part: &'i Input| {
+            let same =
+                |known: &&Input| known.checkpoint.place == part.checkpoint.place && known.label == part.label;
+            inputs.iter().position(same).unwrap_or_else(|| {
+                inputs.push(part);
+                inputs.len() - 1
+            })
+        };
+        let numbers = of.iter().map(|input| input.parts().into_iter().map(&mut number).collect()).collect();
+        Parts { inputs, numbers, of }
+    }
+
+    fn sources(&self, input: usize, name: &str) -> Vec<(usize, String)> {
+        let sources = self.of[input].sources(name).into_iter();
+        sources.map(|(part, name)| (self.numbers[input][part], name)).collect()
+    }
+
+    fn unused(&self, input: usize) -> Vec<((usize, String), String)> {
+        let unused = self.of[input].unused().into_iter();
+        unused.map(|(part, name, reason)| ((self.numbers[input][part], name), reason)).collect()
     }
 }
 
@@ -290,11 +424,14 @@ fn wanted_type(recipe: &Recipe) -> Result<Option<Dtype>> {
     for (key, name) in [("dtype", &recipe.dtype), ("out_dtype", &recipe.out_dtype)] {
         let Some(name) = name else { continue };
         found = Some(match name.trim_start_matches("torch.") {
+            "float64" => Dtype::F64,
             "float32" => Dtype::F32,
             "bfloat16" => Dtype::BF16,
             "float16" => Dtype::F16,
             other => {
-                return Err(Error::Use(format!("{key}: wanted float32, bfloat16 or float16, came {other}")));
+                return Err(Error::Use(format!(
+                    "{key}: wanted float64, float32, bfloat16 or float16, came {other}"
+                )));
             }
         });
     }
@@ -345,6 +482,14 @@ fn same_ties(inputs: &[Input], layouts: &[Layout], target: &Layout) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Rows of a model that brings nothing but its tokenizer.
+fn tokenizer_rows(input: &Input) -> Result<usize> {
+    let said = input.checkpoint.config.get("vocab_size").and_then(serde_json::Value::as_u64);
+    let of_tokenizer =
+        || Ok(fit::tokenizer(&input.checkpoint)?.map_or(0, |tokenizer| tokenizer.vocab_size()));
+    said.map_or_else(of_tokenizer, |rows| Ok(rows as usize))
 }
 
 fn exactly_one(recipe: &Recipe) -> Result<()> {

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use luthier_checkpoint::layout::{Layout, Part, Role, StackKind, TensorSpec};
+use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind, TensorSpec};
 use luthier_checkpoint::{Dtype, TensorInfo};
 use luthier_kernels::blocks::BlockType;
 
 use super::method::{Base, Method};
 use super::parameters::resolve;
-use super::recipe::{Parameters, Recipe, Slice};
+use super::recipe::{Parameters, Recipe, Slice, Unshared};
+use super::rows::Rows;
+use super::vocabulary::Vocabulary;
 use crate::view::find;
 use crate::{Error, Input, Result};
 
@@ -21,13 +23,20 @@ pub(crate) struct Piece {
     pub(crate) base: Option<usize>,
     /// As [`super::method::Group::values`].
     pub(crate) values: Vec<Vec<f64>>,
+    /// Whether it is the first input's as it is, whatever the method.
+    pub(crate) kept: bool,
+    /// Where its rows come from, where tokens are not in their places already.
+    pub(crate) rows: Option<Rows>,
 }
 
 /// A stretch of layers of the result.
 pub(crate) struct Stretch<'r> {
     /// Number of the model, its layers, its own parameters.
     pub(crate) sources: Vec<(usize, [usize; 2], Option<&'r Parameters>)>,
+    /// Position of the base, for a method that compares with one.
     pub(crate) base: Option<usize>,
+    /// Position of the base in any case: its tokens' rows go before those of others.
+    pub(crate) donor: Option<usize>,
     pub(crate) parameters: Option<&'r Parameters>,
     pub(crate) len: usize,
 }
@@ -47,6 +56,8 @@ pub(crate) struct Pairing<'r> {
     pub(crate) numbers: HashMap<String, usize>,
     /// The type that the recipe asks for.
     pub(crate) dtype: Option<Dtype>,
+    /// Which tokens stand in which rows, where the recipe says whose tokenizer it shall be.
+    pub(crate) vocabulary: Option<&'r Vocabulary>,
 }
 
 impl<'r> Pairing<'r> {
@@ -136,6 +147,7 @@ impl<'r> Pairing<'r> {
                 sources.len()
             )));
         }
+        let donor = base.and_then(|base| sources.iter().position(|source| source.0 == base));
         let base = if method.base == Base::Ignored { None } else { base };
         let base_position = base.and_then(|base| sources.iter().position(|source| source.0 == base));
         match (method.base, base, base_position) {
@@ -147,11 +159,11 @@ impl<'r> Pairing<'r> {
                 "base_model {} is not among the sources of a slice; add it there",
                 self.inputs[base].label
             ))),
-            _ => Ok(Stretch { sources, base: base_position, parameters, len }),
+            _ => Ok(Stretch { sources, base: base_position, donor, parameters, len }),
         }
     }
 
-    /// The result's tensor `name` of `inputs`, `depth` of the way through its stretch.
+    /// The result's tensor `name` of `inputs`, `depth` of the way through its stretch; `of_tokens`: its rows are tokens'.
     pub(crate) fn piece(
         &self,
         name: &str,
@@ -159,6 +171,7 @@ impl<'r> Pairing<'r> {
         stretch: &Stretch,
         module: Option<&Parameters>,
         depth: f64,
+        of_tokens: bool,
     ) -> Result<Piece> {
         let global = self.recipe.parameters.as_ref();
         let mut values = Vec::new();
@@ -179,21 +192,34 @@ impl<'r> Pairing<'r> {
             }
             values.push(of_inputs);
         }
-        let info = self.output_info(name, &inputs)?;
-        Ok(Piece { info, inputs, base: stretch.base, values })
+        let vocabulary = self.vocabulary.filter(|_| of_tokens);
+        let mut info = self.output_info(name, &inputs, vocabulary.is_some())?;
+        let mut rows = None;
+        if let Some(vocabulary) = vocabulary {
+            let counted = inputs.iter().map(|(number, name)| {
+                Ok((*number, find(self.inputs[*number].checkpoint.tensors.infos(), name)?.shape[0]))
+            });
+            let counted = counted.collect::<Result<Vec<_>>>()?;
+            let width = info.shape[1..].iter().product();
+            rows = Rows::new(vocabulary, &counted, width, stretch.donor, self.inputs)?;
+            info.shape[0] = vocabulary.rows;
+        }
+        Ok(Piece { info, inputs, base: stretch.base, values, kept: false, rows })
     }
 
-    /// Shape and type of a tensor of the result; refuses shapes that differ.
-    fn output_info(&self, name: &str, inputs: &[(usize, String)]) -> Result<TensorInfo> {
+    /// Shape and type of a tensor of the result; refuses shapes that differ, but for the number of rows where these are
+    /// aligned.
+    fn output_info(&self, name: &str, inputs: &[(usize, String)], aligned: bool) -> Result<TensorInfo> {
         let info =
             |(number, name): &(usize, String)| find(self.inputs[*number].checkpoint.tensors.infos(), name);
         let first = info(&inputs[0])?;
         let mut dtype = first.dtype;
         for input in &inputs[1..] {
             let other = info(input)?;
-            if other.shape != first.shape {
-                let vocabulary = if other.shape.get(1..) == first.shape.get(1..) {
-                    "; if these are rows of different vocabularies, trim or extend one model to the other's first"
+            let same_rows = other.shape.get(1..) == first.shape.get(1..);
+            if other.shape != first.shape && !(aligned && same_rows) {
+                let vocabulary = if same_rows {
+                    "; if these are rows of different vocabularies, tokenizer_source: union (or base, or a model) aligns them"
                 } else {
                     ""
                 };
@@ -266,7 +292,8 @@ impl<'r> Pairing<'r> {
             let found = found.ok_or_else(|| self.missing(&spec.name, *number, stretch.sources[0].0))?;
             inputs.push((*number, found.clone()));
         }
-        self.piece(name, inputs, stretch, part.parameters, depth)
+        let of_tokens = spec.spaces.first() == Some(&Space::Vocab);
+        self.piece(name, inputs, stretch, part.parameters, depth, of_tokens)
     }
 
     /// By name, for models whose architecture is not known.
@@ -280,30 +307,50 @@ impl<'r> Pairing<'r> {
             let count = layers.entry(prefix).or_default();
             *count = (*count).max(layer + 1);
         }
-        for (number, _, _) in &stretch.sources {
-            let has = |number: usize| names(number).collect::<HashSet<_>>();
-            let (own, wanted) = (has(*number), has(first));
-            if let Some(only) = names(*number).find(|name| !wanted.contains(name)) {
-                return Err(self.missing(only, first, *number));
-            }
-            if let Some(missing) = names(first).find(|name| !own.contains(name)) {
-                return Err(self.missing(missing, *number, first));
+        let unshared = self.recipe.unshared.unwrap_or(Unshared::Refuse);
+        let own: Vec<HashSet<&String>> =
+            stretch.sources.iter().map(|(number, _, _)| names(*number).collect()).collect();
+        let others = stretch.sources.iter().flat_map(|(number, _, _)| names(*number));
+        let mut seen = HashSet::new();
+        let mut pieces = Vec::new();
+        for name in names(first).chain(others).filter(|name| seen.insert(*name)) {
+            let lacks = own.iter().position(|own| !own.contains(name));
+            let Some(lacks) = lacks else {
+                let depth = layer_of(name).map_or(0.0, |(prefix, layer)| match layers.get(prefix) {
+                    None | Some(1) => 1.0,
+                    Some(count) => layer as f64 / (count - 1) as f64,
+                });
+                let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
+                pieces.push(self.piece(name, inputs, stretch, part.parameters, depth, false)?);
+                continue;
+            };
+            let has = own.iter().position(|own| own.contains(name)).unwrap_or(lacks);
+            // The base comes before the others, wherever it stands in the list.
+            let has = stretch.donor.filter(|donor| own[*donor].contains(name)).unwrap_or(has);
+            let (lacks, has) = (stretch.sources[lacks].0, stretch.sources[has].0);
+            match unshared {
+                Unshared::Refuse => return Err(self.missing(name, lacks, has)),
+                Unshared::Drop => {}
+                Unshared::Keep => {
+                    let inputs = vec![(has, name.clone())];
+                    let info = self.output_info(name, &inputs, false)?;
+                    pieces.push(Piece {
+                        info,
+                        inputs,
+                        base: None,
+                        values: Vec::new(),
+                        kept: true,
+                        rows: None,
+                    });
+                }
             }
         }
-        let piece = |name: &String| {
-            let depth = layer_of(name).map_or(0.0, |(prefix, layer)| match layers[prefix] {
-                1 => 1.0,
-                count => layer as f64 / (count - 1) as f64,
-            });
-            let inputs = stretch.sources.iter().map(|source| (source.0, name.clone())).collect();
-            self.piece(name, inputs, stretch, part.parameters, depth)
-        };
-        names(first).map(piece).collect()
+        Ok(pieces)
     }
 
     fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
         let what = format!(
-            "is in {}, but not in {}; tensors that only one parent has cannot be merged",
+            "is in {}, but not in {}; tensors that only one parent has cannot be merged; where all are merged by name, unshared: keep or drop in the recipe says what becomes of them",
             self.inputs[has].label, self.inputs[lacks].label
         );
         luthier_checkpoint::Error::tensor(name, what).into()

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::{Error, Result};
+
 /// A set of parameters: a number, a list that is interpolated over the layers, or filters by tensor name.
 pub type Parameters = Map<String, Value>;
 
@@ -28,24 +30,40 @@ pub struct Recipe {
     /// The model that others are compared with, and that config and tokenizer come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
-    /// The type of the result: float32, float16 or bfloat16; arithmetic is f32 in any case.
+    /// The type of the result: float64, float32, float16 or bfloat16; arithmetic is f32 in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// The type of the result, where it is not `dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_dtype: Option<String>,
-    /// Whose tokenizer the result gets: base or a model.
+    /// Whose tokenizer the result gets: base, union or a model; rows of embeddings are aligned by token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer_source: Option<String>,
     /// The same in mergekit's longer form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerChoice>,
-    /// A chat template (Jinja) for the result.
+    /// A chat template (Jinja) for the result, or auto: the one that most models have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
     /// Parameters of the method for all tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
+    /// What becomes of tensors that not all models have, where tensors are merged by name: refuse (the default), keep (as
+    /// the first model has them) or drop. No key of mergekit's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unshared: Option<Unshared>,
+}
+
+/// What becomes of tensors that not all models have.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Unshared {
+    /// An error.
+    Refuse,
+    /// Copied from the first model that has it.
+    Keep,
+    /// Left out.
+    Drop,
 }
 
 /// One model and its parameters.
@@ -111,10 +129,10 @@ pub struct TokenizerChoice {
     /// base, union or a model.
     #[serde(default = "union")]
     pub source: String,
-    /// Embeddings of single tokens.
+    /// Embeddings of single tokens: `{source: MODEL | {kind: zero} | {kind: model_token, model, token | token_id}, force}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Map<String, Value>>,
-    /// Rows of the embedding are a multiple of this.
+    /// Rows of the embedding are the first multiple of this that holds all tokens; without it padding rows are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad_to_multiple_of: Option<usize>,
 }
@@ -124,8 +142,40 @@ fn union() -> String {
 }
 
 impl Recipe {
-    /// Every model that the recipe names, each once: the base first, then in the order of the recipe.
+    /// Every model that the recipe names, each once: the base first, then in the order of the recipe, last one that brings
+    /// nothing but its tokenizer.
     pub fn places(&self) -> Vec<String> {
+        let mut places = self.merged_places();
+        let choice = self.tokenizer.as_ref().map(|choice| choice.source.as_str());
+        if let Some(source) = choice.or(self.tokenizer_source.as_deref())
+            && !["base", "union"].contains(&source)
+            && !places.iter().any(|place| place == source)
+        {
+            places.push(source.to_string());
+        }
+        places
+    }
+
+    /// base, union or a model, where the recipe names one. Refuses both of mergekit's keys at once.
+    pub(crate) fn tokenizer_choice(&self) -> Result<Option<&str>> {
+        match (&self.tokenizer, &self.tokenizer_source) {
+            (Some(_), Some(_)) => {
+                Err(Error::Use("wanted tokenizer_source or tokenizer, not both".to_string()))
+            }
+            (choice, source) => {
+                Ok(choice.as_ref().map(|choice| choice.source.as_str()).or(source.as_deref()))
+            }
+        }
+    }
+
+    /// What is said of single tokens.
+    pub(crate) fn token_entries(&self) -> Vec<(String, Value)> {
+        let tokens = self.tokenizer.iter().flat_map(|choice| choice.tokens.iter().flatten());
+        tokens.map(|(token, entry)| (token.clone(), entry.clone())).collect()
+    }
+
+    /// The models that are merged.
+    pub(crate) fn merged_places(&self) -> Vec<String> {
         let mut places: Vec<String> = self.base_model.iter().cloned().collect();
         let of_models = |models: &Option<Vec<Model>>| -> Vec<String> {
             models.iter().flatten().map(|model| model.model.clone()).collect()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod adapt;
+mod adapter;
 mod convert;
 mod diff;
 mod info;
@@ -10,3 +11,4 @@ mod merge;
 mod models;
 mod quantize;
 mod trim_vocab;
+mod vocabulary;

@@ -29,6 +29,8 @@ mod transfer;
 mod version;
 mod trim_vocab;
 
+pub(crate) use merge::open as open_for_merge;
+
 /// All verbs.
 pub const VERBS: &[Verb] = &[
     verb::<adapt::Adapt>(),

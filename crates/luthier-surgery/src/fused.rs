@@ -1,0 +1,355 @@
+//! A model with a LoRA adapter in its weights, tensor by tensor, when it is read.
+//!
+//! The values are those of PEFT's `merge_and_unload`: W + s B A in f32, rounded to the type of W; with DoRA each output's
+//! weights are scaled to its length afterwards. Weights that the adapter brings whole replace the model's.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use luthier_checkpoint::adapter::{Adapter, Factors, Magnitude};
+use luthier_checkpoint::{Checkpoint, Dtype, Error, Result, TensorInfo, TensorSource, values};
+use luthier_kernels::blocks::BlockType;
+use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::pool;
+
+use crate::Input;
+use crate::input::Derived;
+use crate::view::find;
+
+/// What an adapter does to one tensor.
+#[derive(Clone, Debug, Default)]
+struct Change {
+    /// The adapter's tensor that stands in its place.
+    replacement: Option<String>,
+    /// The module whose product is added.
+    weight_of: Option<String>,
+    /// The module whose bias is added.
+    bias_of: Option<String>,
+}
+
+/// Another source's tensors with an adapter's changes.
+struct Fused {
+    source: Arc<dyn TensorSource>,
+    adapter: Arc<Adapter>,
+    infos: Vec<TensorInfo>,
+    changes: HashMap<String, Change>,
+    /// Of the tensor that was read last.
+    known: Mutex<Option<(String, Arc<Ready>)>>,
+}
+
+/// The factors of one tensor.
+struct Ready {
+    factors: Factors,
+    /// What each column is multiplied with, where DoRA scales columns.
+    of_columns: Option<Vec<f32>>,
+}
+
+/// `base` as the adapter makes it, under that label. Refuses an adapter that changes tensors which the base does not have, or
+/// has in another shape.
+pub fn fused(base: Input, adapter_label: &str, label: &str, adapter: Adapter) -> crate::Result<Input> {
+    let adapter = Arc::new(adapter);
+    let source = Arc::clone(&base.checkpoint.tensors);
+    let (changes, unused) = changes(&base, &adapter)?;
+    let mut sources: HashMap<String, Vec<(usize, String)>> = HashMap::new();
+    let mut dropped = unused;
+    let mut infos = Vec::new();
+    for info in source.infos() {
+        let mut from = vec![(0, info.name.clone())];
+        let mut dtype = info.dtype;
+        if let Some(change) = changes.get(&info.name) {
+            if let Some(name) = &change.replacement {
+                dropped.push((0, info.name.clone(), "the adapter brings its own".to_string()));
+                from = vec![(1, name.clone())];
+                dtype = find(adapter.tensors.infos(), name)?.dtype;
+            }
+            let module = |path: &Option<String>| path.as_ref().and_then(|path| adapter.modules.get(path));
+            if let Some(module) = module(&change.weight_of) {
+                let names = module.names().filter(|name| Some(*name) != module.bias.as_deref());
+                from.extend(names.map(|name| (1, name.to_string())));
+            }
+            from.extend(module(&change.bias_of).and_then(|module| module.bias.clone()).map(|name| (1, name)));
+            if !matches!(dtype, Dtype::Weights(BlockType::F16 | BlockType::BF16) | Dtype::F64) {
+                dtype = Dtype::F32;
+            }
+        }
+        sources.insert(info.name.clone(), from);
+        infos.push(TensorInfo { dtype, ..info.clone() });
+    }
+    let pair = |module: &luthier_checkpoint::adapter::Module| 8 * module.rank * (module.n_in + module.n_out);
+    let derived = Derived {
+        sources,
+        unused: dropped,
+        size_bytes: adapter.modules.values().map(pair).max().unwrap_or(0),
+        parts: vec![
+            base.clone(),
+            Input::new(
+                adapter_label,
+                Checkpoint {
+                    place: adapter.place.clone(),
+                    config: adapter.config.keys.clone(),
+                    tensors: Arc::clone(&adapter.tensors),
+                    side_files: Vec::new(),
+                },
+            ),
+        ],
+    };
+    let tensors = Arc::new(Fused { source, adapter, infos, changes, known: Mutex::default() });
+    Ok(Input {
+        label: label.to_string(),
+        checkpoint: Checkpoint { tensors, ..base.checkpoint },
+        record: None,
+        derived: Some(Arc::new(derived)),
+    })
+}
+
+/// What becomes of each tensor of the base, and which tensors of the adapter are not needed, and why.
+type Changes = (HashMap<String, Change>, Vec<(usize, String, String)>);
+
+fn changes(base: &Input, adapter: &Adapter) -> crate::Result<Changes> {
+    let infos: BTreeMap<&str, &TensorInfo> =
+        base.checkpoint.tensors.infos().iter().map(|info| (info.name.as_str(), info)).collect();
+    let place = Place::find(&infos, adapter);
+    let mut changes: HashMap<String, Change> = HashMap::new();
+    let mut unused = Vec::new();
+    for (path, name) in &adapter.saved {
+        let target = place.name(path);
+        let Some(info) = infos.get(target.as_str()) else {
+            if repeats_tied(base, adapter, &place, path, name)? {
+                unused.push((1, name.clone(), "repeats a weight that the base ties".to_string()));
+                continue;
+            }
+            return Err(missing(base, name, &target));
+        };
+        let shape = &find(adapter.tensors.infos(), name)?.shape;
+        if *shape != info.shape {
+            let what = format!(
+                "has shape {shape:?}, {target} of {} has {:?}; where the adapter was trained with more tokens, extend the base \
+                 first",
+                base.label, info.shape
+            );
+            return Err(Error::tensor(name, what).into());
+        }
+        changes.entry(target).or_default().replacement = Some(name.clone());
+    }
+    for (path, module) in &adapter.modules {
+        let target = place.name(&format!("{path}.weight"));
+        let info = infos.get(target.as_str()).ok_or_else(|| missing(base, &module.a, &target))?;
+        let fits = info.shape == [module.n_out, module.n_in] || info.shape == [module.n_in, module.n_out];
+        if !fits {
+            let what = format!(
+                "the adapter maps {} values to {}, but {target} of {} has shape {:?}; it belongs to another base",
+                module.n_in, module.n_out, base.label, info.shape
+            );
+            return Err(Error::tensor(&module.a, what).into());
+        }
+        changes.entry(target).or_default().weight_of = Some(path.clone());
+        if let Some(name) = &module.bias {
+            let target = place.name(&format!("{path}.bias"));
+            let info = infos.get(target.as_str()).ok_or_else(|| missing(base, name, &target))?;
+            if info.shape != [module.n_out] {
+                let what = format!("{target} of {} has shape {:?}", base.label, info.shape);
+                return Err(Error::tensor(name, what).into());
+            }
+            changes.entry(target).or_default().bias_of = Some(path.clone());
+        }
+    }
+    Ok((changes, unused))
+}
+
+fn missing(base: &Input, name: &str, target: &str) -> crate::Error {
+    let what = format!(
+        "changes {target}, which {} does not have; it belongs to another base, or to a base that ties this weight",
+        base.label
+    );
+    Error::tensor(name, what).into()
+}
+
+/// Whether a weight that the adapter brings is one that the base ties to another, with the same values.
+fn repeats_tied(
+    base: &Input,
+    adapter: &Adapter,
+    place: &Place,
+    path: &str,
+    name: &str,
+) -> crate::Result<bool> {
+    let Ok(layout) = luthier_arch::check_headers(&base.checkpoint) else { return Ok(false) };
+    let Some(tie) = layout.ties.iter().find(|tie| tie.name == place.name(path)) else { return Ok(false) };
+    let other = adapter.saved.iter().find(|(path, _)| place.name(path) == tie.target);
+    let (source, target) = match other {
+        Some((_, target)) => (&adapter.tensors, target.as_str()),
+        None => (&base.checkpoint.tensors, tie.target.as_str()),
+    };
+    let wide = |source: &Arc<dyn TensorSource>, name: &str| -> Result<Vec<f32>> {
+        values::to_f32(name, find(source.infos(), name)?.dtype, &source.read(name)?)
+    };
+    Ok(wide(&adapter.tensors, name)? == wide(source, target)?)
+}
+
+/// How an adapter's paths become the base's names: what is put before them, or taken away.
+struct Place {
+    added: String,
+    removed: String,
+}
+
+impl Place {
+    /// The way in which most of the adapter's weights are the base's; as they are, where that is as good.
+    fn find(infos: &BTreeMap<&str, &TensorInfo>, adapter: &Adapter) -> Place {
+        let of_modules = adapter.modules.keys().map(|path| format!("{path}.weight"));
+        let wanted: HashSet<String> = of_modules.chain(adapter.saved.keys().cloned()).collect();
+        let mut ways = vec![(String::new(), String::new())];
+        for name in &wanted {
+            let tails = name.match_indices('.').map(|(at, _)| (String::new(), name[..=at].to_string()));
+            ways.extend(tails.filter(|(_, head)| infos.contains_key(&name[head.len()..])));
+            let longer = infos.keys().filter_map(|known| known.strip_suffix(name.as_str()));
+            ways.extend(
+                longer.filter(|head| head.ends_with('.')).map(|head| (head.to_string(), String::new())),
+            );
+        }
+        let place = |(added, removed): (String, String)| Place { added, removed };
+        let mut best = (0, place(ways[0].clone()));
+        let mut seen = HashSet::new();
+        for way in ways.into_iter().filter(|way| seen.insert(way.clone())) {
+            let way = place(way);
+            let count = wanted.iter().filter(|name| infos.contains_key(way.name(name).as_str())).count();
+            if count > best.0 {
+                best = (count, way);
+            }
+        }
+        best.1
+    }
+
+    fn name(&self, path: &str) -> String {
+        format!("{}{}", self.added, path.strip_prefix(self.removed.as_str()).unwrap_or(path))
+    }
+}
+
+impl TensorSource for Fused {
+    fn infos(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read(&self, name: &str) -> Result<SharedBytes> {
+        let info = find(&self.infos, name)?;
+        match self.changes.get(name) {
+            None => self.source.read(name),
+            Some(change) => {
+                let n_values = info.shape.iter().product();
+                self.changed(info, change, 0..n_values)
+            }
+        }
+    }
+
+    fn read_part(&self, name: &str, range: Range<usize>) -> Result<SharedBytes> {
+        let info = find(&self.infos, name)?;
+        let width = info.dtype.block().1;
+        match self.changes.get(name) {
+            None => self.source.read_part(name, range),
+            Some(change) => self.changed(info, change, range.start / width..range.end / width),
+        }
+    }
+}
+
+impl Fused {
+    /// The values `range` of a tensor that the adapter changes, as they are stored.
+    fn changed(&self, info: &TensorInfo, change: &Change, range: Range<usize>) -> Result<SharedBytes> {
+        let name = info.name.as_str();
+        let mut wide = match &change.weight_of {
+            Some(path) => self.sums(info, change, path, range.clone())?,
+            None => self.before(name, change, range.clone())?,
+        };
+        if let Some(path) = &change.bias_of
+            && let Some(bias) = self.adapter.bias_delta(path)?
+        {
+            wide.iter_mut().zip(&bias[range]).for_each(|(value, bias)| *value += bias);
+        }
+        let bytes: Vec<u8> = wide.iter().flat_map(|value| value.to_le_bytes()).collect();
+        drop(wide);
+        Ok(SharedBytes::from_vec(values::cast(name, Dtype::F32, &bytes, info.dtype)?))
+    }
+
+    /// The values `range` before anything is added, finite.
+    fn before(&self, name: &str, change: &Change, range: Range<usize>) -> Result<Vec<f32>> {
+        let (source, name) = match &change.replacement {
+            Some(replacement) => (&self.adapter.tensors, replacement.as_str()),
+            None => (&self.source, name),
+        };
+        let dtype = find(source.infos(), name)?.dtype;
+        let (block_len, block_bytes) = dtype.block();
+        // Whole blocks around what is wanted.
+        let (first, last) = (range.start / block_len, range.end.div_ceil(block_len));
+        let bytes = source.read_part(name, first * block_bytes..last * block_bytes)?;
+        values::check_finite(name, dtype, &bytes)?;
+        let wide = values::to_f32(name, dtype, &bytes)?;
+        let start = range.start - first * block_len;
+        Ok(wide[start..start + range.len()].to_vec())
+    }
+
+    /// The values `range` of a weight and the product.
+    fn sums(&self, info: &TensorInfo, change: &Change, path: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let ready = self.ready(info, change, path)?;
+        let cols = ready.factors.cols;
+        let rows = range.start / cols..range.end.div_ceil(cols);
+        let mut wide = self.before(&info.name, change, rows.start * cols..rows.end * cols)?;
+        pool::run_chunks(&mut wide, cols, &|at, row| ready.finish(rows.start + at, row));
+        let start = range.start - rows.start * cols;
+        wide.truncate(start + range.len());
+        wide.drain(..start);
+        Ok(wide)
+    }
+
+    /// The factors of a tensor; the last one's are kept.
+    fn ready(&self, info: &TensorInfo, change: &Change, path: &str) -> Result<Arc<Ready>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, ready)) = &*known
+            && *name == info.name
+        {
+            return Ok(Arc::clone(ready));
+        }
+        let factors = self.adapter.delta(path, &info.shape)?;
+        let factors = factors.ok_or_else(|| Error::tensor(path, "is no module of the adapter"))?;
+        let mut ready = Ready { factors, of_columns: None };
+        if let Some(Magnitude::Columns(lengths)) = &ready.factors.magnitude {
+            let (rows, cols) = (ready.factors.rows, ready.factors.cols);
+            let mut squares = vec![0f64; cols];
+            for row in 0..rows {
+                let mut wide = self.before(&info.name, change, row * cols..(row + 1) * cols)?;
+                ready.add(row, &mut wide);
+                squares.iter_mut().zip(&wide).for_each(|(sum, value)| *sum += f64::from(value * value));
+            }
+            let scale = |(length, square): (&f32, &f64)| length / square.sqrt() as f32;
+            ready.of_columns = Some(lengths.iter().zip(&squares).map(scale).collect());
+        }
+        let ready = Arc::new(ready);
+        *known = Some((info.name.clone(), Arc::clone(&ready)));
+        Ok(ready)
+    }
+}
+
+impl Ready {
+    /// Adds the product's row.
+    fn add(&self, row: usize, values: &mut [f32]) {
+        let Factors { rank, cols, scale, left, right, .. } = &self.factors;
+        let mut sum = vec![0f32; *cols];
+        for (factor, right) in left[row * rank..(row + 1) * rank].iter().zip(right.chunks_exact(*cols)) {
+            sum.iter_mut().zip(right).for_each(|(sum, right)| *sum += factor * right);
+        }
+        values.iter_mut().zip(&sum).for_each(|(value, sum)| *value += sum * scale);
+    }
+
+    /// Adds the product's row, and scales as DoRA does.
+    fn finish(&self, row: usize, values: &mut [f32]) {
+        self.add(row, values);
+        match (&self.factors.magnitude, &self.of_columns) {
+            (Some(Magnitude::Rows(lengths)), _) => {
+                let square: f64 = values.iter().map(|value| f64::from(value * value)).sum();
+                let scale = lengths[row] / square.sqrt() as f32;
+                values.iter_mut().for_each(|value| *value *= scale);
+            }
+            (_, Some(scales)) => {
+                values.iter_mut().zip(scales).for_each(|(value, scale)| *value *= scale);
+            }
+            _ => {}
+        }
+    }
+}
