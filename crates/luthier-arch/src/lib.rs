@@ -24,6 +24,6 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use gguf::open;
 pub use init::{from_weights, init};
-pub use load::{LoadOptions, check_headers, load};
+pub use load::{LoadOptions, check_headers, check_ties, load};
 pub use model::{Cache, Encoded, Model, TokenBatch};
 pub use table::{ARCHITECTURES, Architecture, encoder_decoder_config, layout, unknown_keys};

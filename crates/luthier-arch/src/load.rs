@@ -28,7 +28,7 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     let shape = table::shape(&checkpoint.config)?;
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
-    check_ties(&layout, checkpoint, &stored)?;
+    check_same(&layout, checkpoint, &stored)?;
     if options.trainable && options.device.is_cpu() {
         memory::check_parameters(layout.parameters())?;
     }
@@ -48,6 +48,13 @@ pub fn check_headers(checkpoint: &Checkpoint) -> Result<Layout> {
     let layout = table::layout(&checkpoint.config)?;
     check_tensors(&layout, checkpoint)?;
     Ok(layout)
+}
+
+/// As [`check_headers`], and of tied weights that the files carry twice, which it reads, that they are the same twice.
+pub fn check_ties(checkpoint: &Checkpoint) -> Result<()> {
+    let layout = table::layout(&checkpoint.config)?;
+    let stored = check_tensors(&layout, checkpoint)?;
+    check_same(&layout, checkpoint, &stored)
 }
 
 /// Compares the layout with the headers; the tensors' block types by name.
@@ -110,7 +117,7 @@ fn is_leftover(name: &str) -> bool {
 }
 
 /// A tied weight that a file carries twice must be the same twice.
-fn check_ties(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, BlockType>) -> Result<()> {
+fn check_same(layout: &Layout, checkpoint: &Checkpoint, stored: &HashMap<&str, BlockType>) -> Result<()> {
     for tie in &layout.ties {
         let Some(own_type) = stored.get(tie.name.as_str()) else { continue };
         let target_type = stored[tie.target.as_str()];

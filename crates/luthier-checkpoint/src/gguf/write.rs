@@ -39,6 +39,20 @@ impl GgufWriter {
         Ok(GgufWriter { path: path.to_path_buf(), file, missing, len, early_sync: EarlySync::default() })
     }
 
+    /// Length of the file that these make, to the byte.
+    pub fn file_bytes(metadata: &[(String, GgufValue)], infos: &[TensorInfo]) -> Result<u64> {
+        let alignment = alignment_of(Path::new("the file"), metadata)?;
+        let (header, _, data_len) = header_bytes(metadata, infos, alignment)?;
+        Ok(header.len() as u64 + data_len)
+    }
+
+    /// Bytes that a tensor takes in a file with these metadata, padding included; none for shapes that its type cannot hold.
+    pub fn tensor_bytes(metadata: &[(String, GgufValue)], info: &TensorInfo) -> Result<Option<u64>> {
+        let alignment = alignment_of(Path::new("the file"), metadata)?;
+        let size = info.dtype.size_bytes(&info.shape);
+        Ok(size.and_then(|size| (size as u64).checked_next_multiple_of(alignment as u64)))
+    }
+
     /// Writes the header again with other metadata of the same length: what was not known at the beginning is filled in.
     pub fn replace_metadata(&mut self, metadata: &[(String, GgufValue)], infos: &[TensorInfo]) -> Result<()> {
         let alignment = alignment_of(&self.path, metadata)?;

@@ -90,7 +90,11 @@ pub(crate) fn check(input: &Input, out: &Path, options: &Options) -> Result<Vec<
         );
         return Ok(notes);
     }
-    match fit::checked_layout(&input.checkpoint) {
+    let layout = fit::checked_layout(&input.checkpoint);
+    if layout.is_ok() {
+        luthier_arch::check_ties(&input.checkpoint)?;
+    }
+    match layout {
         Ok(_) if is_gguf_name(out) => {
             if let Some(window) = luthier_arch::gguf::ignored_window(&input.checkpoint.config)? {
                 notes.push(format!(

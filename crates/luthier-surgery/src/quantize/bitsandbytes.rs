@@ -100,6 +100,7 @@ fn prepare(input: &Input, scheme: Scheme, options: &Options) -> Result<(View, Ve
         return Err(Error::Use(what));
     }
     let layout = fit::checked_layout(&input.checkpoint)?;
+    luthier_arch::check_ties(&input.checkpoint)?;
     let stored = input.checkpoint.tensors.infos();
     // As transformers loads it before it rounds: every float in one type, without which its modules do not go together.
     let main = config::main_type(stored).filter(|dtype| torch_name(*dtype).is_some()).unwrap_or(Dtype::F32);

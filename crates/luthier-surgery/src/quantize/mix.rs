@@ -66,6 +66,11 @@ impl Mix {
         MIXES.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Mix> {
+        MIXES.iter().map(|row| row.0)
+    }
+
     /// All names, as `--to` lists them.
     pub fn names() -> Vec<&'static str> {
         MIXES.iter().map(|row| row.1).collect()

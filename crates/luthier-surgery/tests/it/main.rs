@@ -9,3 +9,5 @@ mod info;
 mod merge;
 mod models;
 mod quantize;
+mod quantize_refusals;
+mod target_size;
