@@ -187,7 +187,9 @@ mod tests {
             assert_eq!(serde_json::from_value::<Bytes>(json!(text)).unwrap(), Bytes(wanted));
         }
         assert_eq!(serde_json::from_value::<Bytes>(json!(123)).unwrap(), Bytes(123));
-        for wrong in ["", "M", "0", "0.0001k", "-5", "1e9", "1.2.3M", "5X", "5i", "99999999999999999999", "1Mb i"] {
+        for wrong in
+            ["", "M", "0", "0.0001k", "-5", "1e9", "1.2.3M", "5X", "5i", "99999999999999999999", "1Mb i"]
+        {
             assert!(wrong.parse::<Bytes>().is_err(), "{wrong}");
         }
         assert!(serde_json::from_value::<Bytes>(json!(-1)).is_err());

@@ -8,13 +8,17 @@ use std::collections::BTreeMap;
 
 use luthier_text::gguf::GgufTokenizer;
 use luthier_text::{TextError, Tokenizer};
+use sha2::{Digest, Sha256};
 
+use super::write::put_entry;
 use crate::gguf::{Gguf, GgufArray, GgufValue};
+use crate::lineage::hex;
 use crate::{Error, Result, SideFile};
 
 /// What files of ours have beside llama.cpp's keys.
 const CONFIG_KEY: &str = "luthier.config";
 const FILE_KEY: &str = "luthier.file.";
+const FINGERPRINT_KEY: &str = "luthier.tokenizer_sha256";
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const JSON_KEY: &str = "tokenizer.huggingface.json";
 const TEMPLATE_KEY: &str = "tokenizer.chat_template";
@@ -51,7 +55,9 @@ pub fn side_files(gguf: &Gguf) -> Result<Vec<SideFile>> {
         files.insert(TOKENIZER_JSON.to_string(), json.as_bytes().to_vec());
     }
     let is_ours = gguf.get(CONFIG_KEY).is_some();
-    if is_ours && has_tokenizer && model != NO_MODEL {
+    let written = gguf.get(FINGERPRINT_KEY).and_then(GgufValue::as_str);
+    let is_as_written = written.is_some_and(|written| written == fingerprint(&gguf.metadata));
+    if is_ours && has_tokenizer && model != NO_MODEL && !is_as_written {
         check_agreement(gguf, &files)?;
     }
     Ok(files.into_iter().map(|(name, bytes)| SideFile { name, bytes }).collect())
@@ -71,8 +77,10 @@ fn check_agreement(gguf: &Gguf, files: &BTreeMap<String, Vec<u8>>) -> Result<()>
     let known = |name: &String| expected.iter().any(|(known, _)| known == name);
     // A key that another program added says nothing that the tokenizer denies, unless we would read it.
     let read = tokenizer_metadata(&tokenizer(gguf, ""));
-    let added = found.map(|(name, _)| name).find(|name| !known(name) && read.iter().any(|(key, _)| key == *name));
-    let changed = expected.iter().find(|(name, wanted)| !gguf.get(name).is_some_and(|found| is_same(found, wanted)));
+    let added =
+        found.map(|(name, _)| name).find(|name| !known(name) && read.iter().any(|(key, _)| key == *name));
+    let changed =
+        expected.iter().find(|(name, wanted)| !gguf.get(name).is_some_and(|found| is_same(found, wanted)));
     let Some(name) = changed.map(|(name, _)| name).or(added) else { return Ok(()) };
     let what = format!(
         "metadata key {name}: contradicts the tokenizer that the file carries under {JSON_KEY} and {FILE_KEY}*; set the key \
@@ -106,7 +114,22 @@ pub fn side_file_metadata(files: &[SideFile], vocab_size: usize) -> Result<Vec<(
         };
         metadata.push((key, value));
     }
+    metadata.push((FINGERPRINT_KEY.to_string(), GgufValue::String(fingerprint(&metadata))));
     Ok(metadata)
+}
+
+/// SHA-256 of the entries that say what the tokenizer is, in the file's order. Where it is still the one that was written,
+/// the ordinary keys and the carried files need not be compared.
+fn fingerprint(metadata: &[(String, GgufValue)]) -> String {
+    let (mut hasher, mut bytes) = (Sha256::new(), Vec::new());
+    for (key, value) in metadata {
+        if key.starts_with("tokenizer.") || key.starts_with(FILE_KEY) {
+            bytes.clear();
+            put_entry(&mut bytes, key, value);
+            hasher.update(&bytes);
+        }
+    }
+    hex(&hasher.finalize())
 }
 
 fn text(value: &str) -> GgufValue {

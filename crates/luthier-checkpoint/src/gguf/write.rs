@@ -120,9 +120,7 @@ fn header_bytes(
     bytes.extend((infos.len() as u64).to_le_bytes());
     bytes.extend((metadata.len() as u64).to_le_bytes());
     for (key, value) in metadata {
-        put_string(&mut bytes, key);
-        bytes.extend(value.type_id().to_le_bytes());
-        put_value(&mut bytes, value);
+        put_entry(&mut bytes, key, value);
     }
     let mut offsets = Vec::with_capacity(infos.len());
     let mut offset = 0u64;
@@ -159,6 +157,13 @@ fn header_bytes(
     }
     bytes.resize(bytes.len().next_multiple_of(alignment), 0);
     Ok((bytes, offsets, offset))
+}
+
+/// One entry of the metadata.
+pub(super) fn put_entry(bytes: &mut Vec<u8>, key: &str, value: &GgufValue) {
+    put_string(bytes, key);
+    bytes.extend(value.type_id().to_le_bytes());
+    put_value(bytes, value);
 }
 
 fn put_string(bytes: &mut Vec<u8>, text: &str) {

@@ -212,7 +212,12 @@ fn bytes_that_changed_since_they_were_saved_are_refused() {
             Ok(_) => assert!(!is_damaged, "{}", entry.info.name),
             Err(refused) => {
                 let refused = refused.to_string();
-                assert!(is_damaged && refused.contains("another checksum") && refused.contains("embed") | refused.contains("head"), "{refused}");
+                assert!(
+                    is_damaged
+                        && refused.contains("another checksum")
+                        && refused.contains("embed") | refused.contains("head"),
+                    "{refused}"
+                );
             }
         }
     }

@@ -112,10 +112,7 @@ impl State<'_> {
         }
         // Of one thing the steps gain less and less, so that they stay in their order.
         steps.sort_by(|a, b| {
-            b.gain_a_byte
-                .total_cmp(&a.gain_a_byte)
-                .then(a.thing.cmp(&b.thing))
-                .then(a.rung.cmp(&b.rung))
+            b.gain_a_byte.total_cmp(&a.gain_a_byte).then(a.thing.cmp(&b.thing)).then(a.rung.cmp(&b.rung))
         });
         let (mut bound, mut used, mut error) = (None, self.used_bytes(), self.error());
         for Step { thing, rung, gain_a_byte } in steps {

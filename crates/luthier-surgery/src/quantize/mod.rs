@@ -58,10 +58,7 @@ impl Target {
         };
         let can_double = matches!(target, Target::BitsAndBytes(Scheme::FourBits { .. }));
         if double && !can_double {
-            return Err(Error::Use(format!(
-                "--double: {} has no such form; wanted --to nf4 or fp4",
-                name
-            )));
+            return Err(Error::Use(format!("--double: {} has no such form; wanted --to nf4 or fp4", name)));
         }
         Ok(target)
     }
@@ -218,7 +215,8 @@ impl Job {
         let moved = pairs.filter(|(_, origin)| matches!(origin, Origin::Changed { .. }));
         let moved = moved.map(|(info, _)| size(info)).max().unwrap_or(0);
         let imatrix = self.imatrix.as_ref().map_or(0, Imatrix::size_bytes);
-        2 * target + moved + imatrix + (4 << 20)
+        let sample = self.choice.as_ref().map_or(0, |_| target_size::sample_bytes(&self.infos));
+        (2 * target + moved).max(sample) + imatrix + (4 << 20)
     }
 }
 

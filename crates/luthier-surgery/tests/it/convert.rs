@@ -186,10 +186,15 @@ fn tokenizer_keys_that_contradict_the_carried_tokenizer_are_refused_by_name() {
     for (key, value) in cases {
         edited(&at("there.gguf"), &at("edited.gguf"), set(key, value.clone()));
         let refused = luthier_arch::open(&at("edited.gguf")).err().unwrap().to_string();
-        assert!(refused.contains(key) && refused.contains("contradicts") && refused.contains("edited.gguf"), "{refused}");
+        assert!(
+            refused.contains(key) && refused.contains("contradicts") && refused.contains("edited.gguf"),
+            "{refused}"
+        );
         // Without the carried tokenizer, the ordinary keys are what is left to go by.
         edited(&at("edited.gguf"), &at("ordinary.gguf"), |metadata| {
-            metadata.retain(|(name, _)| name != "tokenizer.huggingface.json" && !name.starts_with("luthier.file."));
+            metadata.retain(|(name, _)| {
+                name != "tokenizer.huggingface.json" && !name.starts_with("luthier.file.")
+            });
         });
         let opened = luthier_arch::open(&at("ordinary.gguf")).unwrap();
         if key == "tokenizer.chat_template" {

@@ -101,7 +101,9 @@ impl Quantize {
                 Err("--double: ggml's types, of which --target-size chooses, have no such form".to_string())
             }
             (None, Some(Bytes(size_bytes))) => Ok(Target::Size(size_bytes)),
-            (Some(_), Some(_)) => Err("--to and --target-size: one of them says the types; give one".to_string()),
+            (Some(_), Some(_)) => {
+                Err("--to and --target-size: one of them says the types; give one".to_string())
+            }
             (None, None) => Err("wanted --to TYPE or --target-size BYTES".to_string()),
         }
     }
