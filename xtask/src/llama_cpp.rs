@@ -13,7 +13,8 @@ const VERSION: &str = "0.3.36";
 const SHA256: &str = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e";
 
 /// The programs that are built.
-const TARGETS: [&str; 4] = ["llama-completion", "llama-perplexity", "llama-bench", "llama-quantize"];
+const TARGETS: [&str; 5] =
+    ["llama-completion", "llama-perplexity", "llama-bench", "llama-quantize", "llama-imatrix"];
 
 /// The environment variable that names a folder in which the programs are already.
 pub(crate) const VARIABLE: &str = "LUTHIER_LLAMA_CPP";
@@ -70,6 +71,16 @@ impl LlamaCpp {
         let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
         ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Measures importance weights on the first windows of a text, in the form of today or the older one.
+    pub(crate) fn importance(&self, model: &Path, text: &Path, form: &str, out: &Path) -> Result<()> {
+        let mut command = Command::new(self.programs.join("llama-imatrix"));
+        command.arg("--model").arg(model).arg("--file").arg(text).arg("--output-file").arg(out);
+        command.args(["--output-format", form, "--ctx-size", "256", "--chunks", "4", "--threads", "2"]);
+        let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+        ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// What llama-perplexity says of a text at window 512.

@@ -16,7 +16,11 @@ type Job = (&'static str, &'static str, fn(&Path, &Path) -> Result<Vec<Check>>);
 /// Sorted by name.
 const JOBS: &[Job] = &[
     ("merge", "every method of merge beside mergekit", merge::run),
-    ("quantize", "every ggml type beside llama-quantize", quantize::run),
+    (
+        "quantize",
+        "every ggml type beside llama-quantize, nf4, fp4 and int8 beside bitsandbytes",
+        quantize::run,
+    ),
     ("trim-vocab", "kept pieces and rows beside lm-vocab-trimmer's", trim_vocab::run),
 ];
 

@@ -20,6 +20,7 @@ mod zip;
 
 pub use header::{Header, HeaderEntry};
 pub use read::TorchFile;
+pub use zip::Stored;
 
 /// The name of the one file in a folder.
 pub(crate) const SINGLE_NAME: &str = "pytorch_model.bin";

@@ -167,6 +167,11 @@ pub fn dequantize(block_type: BlockType, source: &[u8], target: &mut [f32]) {
         block_type.name()
     );
     #[cfg(target_arch = "x86_64")]
+    if block_type == BlockType::F16 && std::arch::is_x86_feature_detected!("f16c") {
+        // SAFETY: the processor has just been asked; what has F16C has AVX.
+        return unsafe { floats::widen_f16_f16c(source, target) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has just been asked.
         return unsafe { dequantize_avx2(block_type, source, target) };

@@ -15,8 +15,8 @@ pub mod model_card;
 pub mod name;
 mod plan;
 pub mod quantize;
-pub mod version;
 pub mod trim_vocab;
+pub mod version;
 mod view;
 mod writing;
 

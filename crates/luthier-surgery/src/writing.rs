@@ -16,7 +16,7 @@ use luthier_kernels::pool;
 use serde_json::{Map, Value};
 
 use crate::view::find;
-use crate::{Input, Result};
+use crate::{Error, Input, Result};
 
 /// Data of one safetensors file at most; larger models are written in shards.
 const MAX_SHARD_BYTES: usize = 5_000_000_000;
@@ -133,8 +133,7 @@ pub(crate) fn write_folder(
     Ok(summary)
 }
 
-/// Writes `view`, whose names and types are the file's own, as a GGUF file at `out`. The header holds the lineage, so that
-/// every tensor is read and accounted for once before the first byte is written.
+/// Writes `view`, whose names and types are the file's own, as a GGUF file at `out`.
 pub(crate) fn write_gguf(
     view: &dyn TensorSource,
     metadata: Vec<(String, GgufValue)>,
@@ -149,27 +148,93 @@ pub(crate) fn write_gguf(
 /// As `write_gguf`; `check` sees the finished file before it gets its name.
 pub(crate) fn write_checked_gguf(
     view: &dyn TensorSource,
-    mut metadata: Vec<(String, GgufValue)>,
+    metadata: Vec<(String, GgufValue)>,
     out: &Path,
     force: bool,
     job: Job,
     measurements: Map<String, Value>,
     check: impl FnOnce(&Checkpoint) -> Result<()>,
 ) -> Result<LedgerSummary> {
-    let output = Output::file(out, force, &places(&job))?;
     let infos = view.infos();
-    let mut account = Account::new(&job)?;
-    for (info, origin) in infos.iter().zip(&job.origins) {
-        account.note(info, origin, &view.read(&info.name)?)?;
+    let header = Header { metadata, measurements };
+    stream_gguf(header, infos, out, force, &job, |at| Ok(view.read(&infos[at].name)?), check)
+}
+
+/// What stands before the tensors of a GGUF file besides their names and the lineage.
+pub(crate) struct Header {
+    pub(crate) metadata: Vec<(String, GgufValue)>,
+    pub(crate) measurements: Map<String, Value>,
+}
+
+impl Header {
+    /// All metadata of the file; the lineage, last, has blanks for the hashes of the inputs where they are not known yet.
+    fn with_lineage(self, job: &Job, expected: LedgerSummary) -> Result<(Vec<(String, GgufValue)>, Lineage)> {
+        let Header { mut metadata, measurements } = self;
+        let lineage = Lineage { measurements, ..record_without_hashes(job, expected)? };
+        metadata.push(lineage_entry(&lineage));
+        Ok((metadata, lineage))
     }
-    let summary = account.finish(infos)?;
-    let lineage = Lineage { measurements, ..record(&job, parents(&job.inputs)?, summary.clone()) };
-    metadata.push((lineage::LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
+
+    /// Length of the file that [`stream_gguf`] writes, to the byte.
+    pub(crate) fn file_bytes(self, infos: &[TensorInfo], job: &Job) -> Result<u64> {
+        let (metadata, _) = self.with_lineage(job, expected_summary(job, infos)?)?;
+        Ok(GgufWriter::file_bytes(&metadata, infos)?)
+    }
+}
+
+fn lineage_entry(lineage: &Lineage) -> (String, GgufValue) {
+    (lineage::LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text()))
+}
+
+/// Writes a GGUF file at `out` whose tensors `make` gives one after another, each once. The header stands before them and
+/// holds the lineage: it is written first with the ledger that the job means to come and with blanks for the inputs'
+/// hashes, which are computed meanwhile, and again at the end, when the ledger that came must be the one that was meant.
+pub(crate) fn stream_gguf(
+    header: Header,
+    infos: &[TensorInfo],
+    out: &Path,
+    force: bool,
+    job: &Job,
+    mut make: impl FnMut(usize) -> Result<SharedBytes>,
+    check: impl FnOnce(&Checkpoint) -> Result<()>,
+) -> Result<LedgerSummary> {
+    let output = Output::file(out, force, &places(job))?;
+    let expected = expected_summary(job, infos)?;
+    let (mut metadata, mut lineage) = header.with_lineage(job, expected.clone())?;
     let mut writer = GgufWriter::create(output.path(), &metadata, infos)?;
-    for info in infos {
-        writer.write(&info.name, &view.read(&info.name)?)?;
-    }
+    let mut account = Account::new(job)?;
+    let inputs = &job.inputs;
+    lineage.parents = std::thread::scope(|scope| {
+        let hashing = scope.spawn(move || parents(inputs));
+        // One tensor goes to the disk while the next one is made.
+        let (sender, receiver) = sync_channel::<(&str, SharedBytes)>(0);
+        let target = &mut writer;
+        let writing = scope
+            .spawn(move || receiver.into_iter().try_for_each(|(name, bytes)| target.write(name, &bytes)));
+        let mut making = || {
+            for (at, (info, origin)) in infos.iter().zip(&job.origins).enumerate() {
+                let bytes = make(at)?;
+                account.note(info, origin, Some(&bytes))?;
+                if sender.send((&info.name, bytes)).is_err() {
+                    break; // The writer ended, and says why.
+                }
+            }
+            Ok(())
+        };
+        let made = making();
+        drop(sender);
+        let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let parents = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        made.and(written.map_err(Into::into)).and(parents)
+    })?;
     writer.finish()?;
+    let summary = account.finish(infos)?;
+    if summary != expected {
+        let check = "the ledger".to_string();
+        return Err(Error::Check { check, wanted: expected.to_string(), came: summary.to_string() });
+    }
+    *metadata.last_mut().expect("the lineage is last") = lineage_entry(&lineage);
+    writer.replace_metadata(&metadata, infos)?;
     drop(writer);
     let written = luthier_arch::open(output.path())?;
     luthier_arch::check_headers(&written)?;
@@ -217,13 +282,13 @@ fn make_tensors<'t>(
         let is_copied = matches!(origin, Origin::From { .. });
         let Some(step) = tensors.part_bytes(name).filter(|_| !is_copied) else {
             let bytes = tensors.read(name)?;
-            account.note(info, origin, &bytes)?;
+            account.note(info, origin, Some(&bytes))?;
             if sender.send((name, bytes)).is_err() {
                 return Ok(());
             }
             continue;
         };
-        account.note(info, origin, &[])?;
+        account.note(info, origin, None)?;
         let size = info.dtype.size_bytes(&info.shape).unwrap_or(0);
         for start in (0..size.max(1)).step_by(step) {
             let bytes = tensors.read_part(name, start..size.min(start + step))?;
@@ -236,7 +301,7 @@ fn make_tensors<'t>(
 }
 
 /// The inputs with the hashes of their files; as many at a time as there are threads.
-pub(crate) fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
+fn parents(inputs: &[&Input]) -> Result<Vec<Parent>> {
     let next = AtomicUsize::new(0);
     let hash = || {
         let mut done = Vec::new();
@@ -263,24 +328,33 @@ fn record(job: &Job, parents: Vec<Parent>, summary: LedgerSummary) -> Lineage {
 }
 
 /// The same with blanks of the same length for hashes that would have to be computed.
-pub(crate) fn record_without_hashes(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
+fn record_without_hashes(job: &Job, summary: LedgerSummary) -> Result<Lineage> {
     let parents = job.inputs.iter().map(|input| input.parent_without_hashes()).collect::<Result<Vec<_>>>()?;
     Ok(Lineage::new(job.verb, job.recipe.clone(), job.seed, parents, summary))
 }
 
-pub(crate) fn places<'j>(job: &Job<'j>) -> Vec<&'j Path> {
+fn places<'j>(job: &Job<'j>) -> Vec<&'j Path> {
     job.inputs.iter().map(|input| input.checkpoint.place.as_path()).collect()
 }
 
+/// The ledger that a job will come to if what it calls copied is that.
+fn expected_summary(job: &Job, infos: &[TensorInfo]) -> Result<LedgerSummary> {
+    let mut account = Account::new(job)?;
+    for (info, origin) in infos.iter().zip(&job.origins) {
+        account.note(info, origin, None)?;
+    }
+    account.finish(infos)
+}
+
 /// The ledger of a job, filled while tensors are written.
-pub(crate) struct Account<'j> {
+struct Account<'j> {
     inputs: Vec<&'j Input>,
     ids: Vec<InputId>,
     ledger: Ledger,
 }
 
 impl<'j> Account<'j> {
-    pub(crate) fn new(job: &Job<'j>) -> Result<Account<'j>> {
+    fn new(job: &Job<'j>) -> Result<Account<'j>> {
         let mut ledger = Ledger::new();
         let add = |input: &&Input| ledger.input(&input.label, input.checkpoint.tensors.as_ref());
         let ids: Vec<InputId> = job.inputs.iter().map(add).collect();
@@ -290,7 +364,8 @@ impl<'j> Account<'j> {
         Ok(Account { inputs: job.inputs.clone(), ids, ledger })
     }
 
-    pub(crate) fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: &[u8]) -> Result<()> {
+    /// Notes a tensor with the bytes that are written; without them a copy is believed to be one.
+    fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: Option<&[u8]>) -> Result<()> {
         match origin {
             Origin::Made(how) => Ok(self.ledger.made(&info.name, how)?),
             Origin::Changed { input, name, how } => {
@@ -306,7 +381,12 @@ impl<'j> Account<'j> {
                 let from = find(source.infos(), name)?.dtype;
                 let id = self.ids[*input];
                 if from == info.dtype {
-                    return Ok(self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?);
+                    return Ok(match bytes {
+                        Some(bytes) => {
+                            self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?
+                        }
+                        None => self.ledger.copied(id, name, &info.name, &[], &[])?,
+                    });
                 }
                 let how = format!("{from} as {}", info.dtype);
                 Ok(self.ledger.changed(&[(id, name)], &info.name, &how)?)
@@ -314,7 +394,7 @@ impl<'j> Account<'j> {
         }
     }
 
-    pub(crate) fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
+    fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
         Ok(self.ledger.finish(infos)?)
     }
 }

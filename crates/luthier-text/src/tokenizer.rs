@@ -67,6 +67,11 @@ impl Tokenizer {
         })
     }
 
+    /// Whether a file of this name holds a tokenizer.
+    pub fn is_made_of(name: &str) -> bool {
+        name == "tokenizer.json" || SENTENCEPIECE_FILES.contains(&name)
+    }
+
     fn from_tokenizer_json(bytes: &[u8], files: &BTreeMap<String, Vec<u8>>) -> Result<Tokenizer> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         tokenizer_json::check(bytes)?;

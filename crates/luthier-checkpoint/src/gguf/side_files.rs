@@ -6,13 +6,19 @@
 
 use std::collections::BTreeMap;
 
-use luthier_text::TextError;
 use luthier_text::gguf::GgufTokenizer;
+use luthier_text::{TextError, Tokenizer};
+use sha2::{Digest, Sha256};
 
+use super::write::put_entry;
 use crate::gguf::{Gguf, GgufArray, GgufValue};
+use crate::lineage::hex;
 use crate::{Error, Result, SideFile};
 
+/// What files of ours have beside llama.cpp's keys.
+const CONFIG_KEY: &str = "luthier.config";
 const FILE_KEY: &str = "luthier.file.";
+const FINGERPRINT_KEY: &str = "luthier.tokenizer_sha256";
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const JSON_KEY: &str = "tokenizer.huggingface.json";
 const TEMPLATE_KEY: &str = "tokenizer.chat_template";
@@ -36,8 +42,10 @@ pub fn side_files(gguf: &Gguf) -> Result<Vec<SideFile>> {
     }
     let model = gguf.get(MODEL_KEY).and_then(GgufValue::as_str).unwrap_or(NO_MODEL);
     let carried = gguf.get(JSON_KEY).and_then(GgufValue::as_str);
-    if files.is_empty() && model != NO_MODEL {
+    let has_tokenizer = carried.is_some() || files.keys().any(|name| Tokenizer::is_made_of(name));
+    if !has_tokenizer && model != NO_MODEL {
         match tokenizer(gguf, model).to_files() {
+            // The ordinary keys are what is left to go by.
             Ok(derived) => files.extend(derived),
             Err(TextError::Unknown { .. }) => {}
             Err(problem) => return Err(Error::format(gguf.path(), problem.to_string())),
@@ -46,7 +54,44 @@ pub fn side_files(gguf: &Gguf) -> Result<Vec<SideFile>> {
     if let Some(json) = carried {
         files.insert(TOKENIZER_JSON.to_string(), json.as_bytes().to_vec());
     }
+    let is_ours = gguf.get(CONFIG_KEY).is_some();
+    let written = gguf.get(FINGERPRINT_KEY).and_then(GgufValue::as_str);
+    let is_as_written = written.is_some_and(|written| written == fingerprint(&gguf.metadata));
+    if is_ours && has_tokenizer && model != NO_MODEL && !is_as_written {
+        check_agreement(gguf, &files)?;
+    }
     Ok(files.into_iter().map(|(name, bytes)| SideFile { name, bytes }).collect())
+}
+
+/// Refuses a file whose ordinary tokenizer keys contradict the tokenizer that it carries whole, naming the first key that
+/// does: a program that edits one of the two leaves a file that means two tokenizers, and neither is guessed.
+fn check_agreement(gguf: &Gguf, files: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    let n_rows = gguf.get(&key("tokens")).map_or(0, |tokens| tokens.as_strings().map_or(0, <[String]>::len));
+    let expected = match GgufTokenizer::keys_of_files(files, n_rows) {
+        Ok(tokenizer) => tokenizer_metadata(&tokenizer),
+        Err(TextError::Unknown { .. }) => return Ok(()),
+        Err(problem) => return Err(Error::format(gguf.path(), problem.to_string())),
+    };
+    let ordinary = |name: &str| name.starts_with("tokenizer.ggml.") || name.starts_with(TEMPLATE_KEY);
+    let found = gguf.metadata.iter().filter(|(name, _)| ordinary(name));
+    let known = |name: &String| expected.iter().any(|(known, _)| known == name);
+    // A key that another program added says nothing that the tokenizer denies, unless we would read it.
+    let read = tokenizer_metadata(&tokenizer(gguf, ""));
+    let added =
+        found.map(|(name, _)| name).find(|name| !known(name) && read.iter().any(|(key, _)| key == *name));
+    let changed =
+        expected.iter().find(|(name, wanted)| !gguf.get(name).is_some_and(|found| is_same(found, wanted)));
+    let Some(name) = changed.map(|(name, _)| name).or(added) else { return Ok(()) };
+    let what = format!(
+        "metadata key {name}: contradicts the tokenizer that the file carries under {JSON_KEY} and {FILE_KEY}*; set the key \
+         back, or remove those to go by the ordinary keys"
+    );
+    Err(Error::format(gguf.path(), what))
+}
+
+/// Other programs may write a number in another width.
+fn is_same(found: &GgufValue, wanted: &GgufValue) -> bool {
+    found == wanted || found.as_u64().is_some_and(|found| wanted.as_u64() == Some(found))
 }
 
 /// The metadata keys for the small files of a folder whose embedding has `vocab_size` rows. Refuses a broken tokenizer and
@@ -69,7 +114,22 @@ pub fn side_file_metadata(files: &[SideFile], vocab_size: usize) -> Result<Vec<(
         };
         metadata.push((key, value));
     }
+    metadata.push((FINGERPRINT_KEY.to_string(), GgufValue::String(fingerprint(&metadata))));
     Ok(metadata)
+}
+
+/// SHA-256 of the entries that say what the tokenizer is, in the file's order. Where it is still the one that was written,
+/// the ordinary keys and the carried files need not be compared.
+fn fingerprint(metadata: &[(String, GgufValue)]) -> String {
+    let (mut hasher, mut bytes) = (Sha256::new(), Vec::new());
+    for (key, value) in metadata {
+        if key.starts_with("tokenizer.") || key.starts_with(FILE_KEY) {
+            bytes.clear();
+            put_entry(&mut bytes, key, value);
+            hasher.update(&bytes);
+        }
+    }
+    hex(&hasher.finalize())
 }
 
 fn text(value: &str) -> GgufValue {

@@ -39,6 +39,20 @@ impl GgufWriter {
         Ok(GgufWriter { path: path.to_path_buf(), file, missing, len, early_sync: EarlySync::default() })
     }
 
+    /// Length of the file that these make, to the byte.
+    pub fn file_bytes(metadata: &[(String, GgufValue)], infos: &[TensorInfo]) -> Result<u64> {
+        let alignment = alignment_of(Path::new("the file"), metadata)?;
+        let (header, _, data_len) = header_bytes(metadata, infos, alignment)?;
+        Ok(header.len() as u64 + data_len)
+    }
+
+    /// Bytes that a tensor takes in a file with these metadata, padding included; none for shapes that its type cannot hold.
+    pub fn tensor_bytes(metadata: &[(String, GgufValue)], info: &TensorInfo) -> Result<Option<u64>> {
+        let alignment = alignment_of(Path::new("the file"), metadata)?;
+        let size = info.dtype.size_bytes(&info.shape);
+        Ok(size.and_then(|size| (size as u64).checked_next_multiple_of(alignment as u64)))
+    }
+
     /// Writes the header again with other metadata of the same length: what was not known at the beginning is filled in.
     pub fn replace_metadata(&mut self, metadata: &[(String, GgufValue)], infos: &[TensorInfo]) -> Result<()> {
         let alignment = alignment_of(&self.path, metadata)?;
@@ -106,9 +120,7 @@ fn header_bytes(
     bytes.extend((infos.len() as u64).to_le_bytes());
     bytes.extend((metadata.len() as u64).to_le_bytes());
     for (key, value) in metadata {
-        put_string(&mut bytes, key);
-        bytes.extend(value.type_id().to_le_bytes());
-        put_value(&mut bytes, value);
+        put_entry(&mut bytes, key, value);
     }
     let mut offsets = Vec::with_capacity(infos.len());
     let mut offset = 0u64;
@@ -145,6 +157,13 @@ fn header_bytes(
     }
     bytes.resize(bytes.len().next_multiple_of(alignment), 0);
     Ok((bytes, offsets, offset))
+}
+
+/// One entry of the metadata.
+pub(super) fn put_entry(bytes: &mut Vec<u8>, key: &str, value: &GgufValue) {
+    put_string(bytes, key);
+    bytes.extend(value.type_id().to_le_bytes());
+    put_value(bytes, value);
 }
 
 fn put_string(bytes: &mut Vec<u8>, text: &str) {

@@ -13,13 +13,17 @@ use super::http::{Client, FileHead};
 use super::{HubOptions, HubPlace, Progress};
 use crate::lineage::hex;
 use crate::safetensors::{INDEX_NAME, Index};
-use crate::{Error, Result, folder};
+use crate::{Error, Result, folder, torch};
+
+/// The weights of a model folder in the order in which they are looked for: the one file, the index of shards.
+const WEIGHTS: [(&str, &str); 2] =
+    [("model.safetensors", INDEX_NAME), (torch::SINGLE_NAME, torch::INDEX_NAME)];
 
 /// Attempts in a row that bring no new byte before a download is given up.
 const MAX_FRUITLESS_ATTEMPTS: usize = 3;
 
 /// The folder (or the one file) of a place, fetched as far as the cache does not hold it. Only what a model needs is
-/// fetched: config, weights as safetensors, tokenizer, templates, card.
+/// fetched: config, weights (PyTorch's own files where there are no safetensors), tokenizer, templates, card.
 pub fn resolve(
     place: &HubPlace,
     options: &HubOptions,
@@ -66,11 +70,16 @@ fn from_cache(place: &HubPlace, options: &HubOptions, cache: &RepoCache) -> Resu
     if let Some(file) = &place.file {
         return missing(file).map_or(Ok(snapshot.join(file)), Err);
     }
-    let index = snapshot.join(INDEX_NAME);
-    let weights = if !snapshot.join("model.safetensors").exists() && index.exists() {
-        read_index(&index)?.shards().into_iter().map(str::to_string).collect()
-    } else {
-        vec!["model.safetensors".to_string()]
+    let found = WEIGHTS.iter().find_map(|(single, index)| {
+        let is_there = |name: &&str| snapshot.join(name).exists();
+        [*single, *index].into_iter().find(is_there)
+    });
+    let weights = match found {
+        Some(index) if index.ends_with(".index.json") => {
+            read_index(&snapshot.join(index))?.shards().into_iter().map(str::to_string).collect()
+        }
+        Some(single) => vec![single.to_string()],
+        None => vec!["model.safetensors".to_string()],
     };
     let wanted = ["config.json".to_string()].into_iter().chain(weights);
     match wanted.filter_map(|name| missing(&name)).next() {
@@ -123,17 +132,19 @@ impl Fetch<'_> {
                 .client
                 .error(format!("{what}; it has {}, to be named hf:org/name/file", gguf_list(names))));
         }
-        if !has("model.safetensors") && !has(INDEX_NAME) {
-            return Err(self.client.error("has no weights as safetensors; use a revision or model that has"));
-        }
+        let weights = WEIGHTS.iter().find(|(single, index)| has(single) || has(index));
+        let Some((single, index_name)) = weights else {
+            let what = "has no weights as safetensors or pytorch_model.bin; use a revision or model that has";
+            return Err(self.client.error(what));
+        };
         for name in names.iter().filter(|name| *name == "config.json" || folder::is_side_file(name)) {
             self.file(name)?;
         }
-        if has("model.safetensors") {
-            return self.file("model.safetensors");
+        if has(single) {
+            return self.file(single);
         }
-        self.file(INDEX_NAME)?;
-        let index = read_index(&self.cache.snapshot(&self.commit).join(INDEX_NAME))?;
+        self.file(index_name)?;
+        let index = read_index(&self.cache.snapshot(&self.commit).join(index_name))?;
         for shard in index.shards() {
             if !has(shard) {
                 return Err(self.client.error(format!("its index names {shard}, which it does not have")));

@@ -1,10 +1,12 @@
 //! What a PyTorch file holds: every tensor, and where and how its values lie.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::pickle::{Unpickled, unpickle};
 use super::value::{Storage, Tensor};
-use super::{legacy, state, strided, zip};
+use super::zip::{self, Stored};
+use super::{legacy, state, strided};
 use crate::TensorInfo;
 
 /// The largest pickle that is read; one of 100,000 tensors has some 30 MB.
@@ -18,6 +20,8 @@ const MAX_REPEATED_BYTES: usize = 64 << 20;
 pub struct Header {
     /// In the file's order.
     pub entries: Vec<HeaderEntry>,
+    /// The storages that the tensors lie in, by their place in the file, where the container has checksums of them.
+    pub storages: Vec<Stored>,
 }
 
 /// One tensor.
@@ -40,8 +44,9 @@ impl Header {
         if legacy::is_legacy(file) {
             let (tensors, ranges) = legacy::read(file)?;
             return header(&tensors, &|storage| {
-                let range = ranges.get(storage.key).cloned();
-                range.ok_or_else(|| format!("storage {} is not in the file", storage.key))
+                // This container has no checksums.
+                let stored = ranges.get(storage.key).map(|range| Stored { range: range.clone(), crc32: 0 });
+                stored.ok_or_else(|| format!("storage {} is not in the file", storage.key))
             });
         }
         Err(match file.get(257..262) {
@@ -71,16 +76,21 @@ fn from_zip(file: &[u8]) -> Result<Header, String> {
     }
     let entry = |name: &str| entries.get(format!("{root}/{name}").as_str()).cloned();
     if let Some(order) = entry("byteorder")
-        && &file[order.clone()] != b"little"
+        && &file[order.range] != b"little"
     {
         return Err("was saved on a big-endian machine; save it again on a little-endian one".to_string());
     }
-    let pickle = entry("data.pkl").expect("the root was found by it");
+    let stored = entry("data.pkl").expect("the root was found by it");
+    let pickle = stored.range.clone();
     if pickle.len() > MAX_PICKLE_BYTES {
         return Err(format!(
             "data.pkl has {} bytes, more than the {MAX_PICKLE_BYTES} that are read",
             pickle.len()
         ));
+    }
+    if !stored.holds(std::iter::once(&file[pickle.clone()])) {
+        return Err("data.pkl has another checksum than the archive says; the file is damaged, download or save it again"
+            .to_string());
     }
     let tensors = unpickle(&file[pickle.clone()])?;
     if tensors.len != pickle.len() {
@@ -89,25 +99,29 @@ fn from_zip(file: &[u8]) -> Result<Header, String> {
     legacy::storages(&tensors)?;
     header(&tensors, &|storage| {
         let Storage { key, len, .. } = *storage;
-        let range = entry(&format!("data/{key}"));
-        let range = range.ok_or_else(|| format!("storage {key} is not in the archive"))?;
-        if len.checked_mul(storage.value_bytes()) != Some(range.len()) {
-            let what = format!("storage {key} has {} bytes, its tensors want {len} values", range.len());
+        let stored = entry(&format!("data/{key}"));
+        let stored = stored.ok_or_else(|| format!("storage {key} is not in the archive"))?;
+        let n_bytes = stored.range.len();
+        if len.checked_mul(storage.value_bytes()) != Some(n_bytes) {
+            let what = format!("storage {key} has {n_bytes} bytes, its tensors want {len} values");
             return Err(format!("{what}; the file is damaged"));
         }
-        Ok(range)
+        Ok(stored)
     })
 }
 
-type Find<'f> = &'f dyn Fn(&Storage) -> Result<Range<usize>, String>;
+type Find<'f> = &'f dyn Fn(&Storage) -> Result<Stored, String>;
 
 /// The tensors of a pickle, in the storages that `find` finds.
 fn header(unpickled: &Unpickled, find: Find) -> Result<Header, String> {
     let tensors = state::state_dict(unpickled)?;
-    let mut entries = Vec::with_capacity(tensors.len());
+    let (mut entries, mut storages) = (Vec::with_capacity(tensors.len()), BTreeMap::new());
     for (name, tensor) in tensors {
         let storage = find(&tensor.storage).map_err(|what| format!("tensor {name}: {what}"))?;
-        let entry = entry(name, tensor, storage);
+        let entry = entry(name, tensor, storage.range.clone());
+        if storage.crc32 != 0 {
+            storages.insert(storage.range.start, storage);
+        }
         // A stride of zero lets a few bytes state any size.
         let copied = entry.size_bytes();
         if copied > entry.range.len().saturating_mul(2) && copied > MAX_REPEATED_BYTES {
@@ -118,7 +132,7 @@ fn header(unpickled: &Unpickled, find: Find) -> Result<Header, String> {
         }
         entries.push(entry);
     }
-    Ok(Header { entries })
+    Ok(Header { entries, storages: storages.into_values().collect() })
 }
 
 fn entry(name: &str, tensor: &Tensor, storage: Range<usize>) -> HeaderEntry {

@@ -4,7 +4,7 @@
 //! PKWARE, sections 4.3 and 4.5.3.
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 const END_SIGNATURE: u32 = 0x0605_4b50;
 const END_BYTES: usize = 22;
@@ -18,8 +18,29 @@ const LOCAL_SIGNATURE: u32 = 0x0403_4b50;
 const LOCAL_BYTES: usize = 30;
 const MAX_COMMENT_BYTES: usize = u16::MAX as usize;
 
-/// Entry -> the range of its bytes in the file. Ranges lie inside the file and do not overlap.
-pub(super) type Entries<'f> = HashMap<&'f str, Range<usize>>;
+/// Where an entry's bytes lie in the file, and their CRC-32. Ranges lie inside the file and do not overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The bytes.
+    pub range: Range<usize>,
+    /// What the archive says it is. 0 where PyTorch was told not to compute it (`set_crc32_options(False)`).
+    pub crc32: u32,
+}
+
+impl Stored {
+    /// Whether these are the bytes that were stored, as far as the archive says. `pieces` gives them one after another.
+    pub(super) fn holds<B: Deref<Target = [u8]>>(&self, pieces: impl Iterator<Item = B>) -> bool {
+        if self.crc32 == 0 {
+            return true;
+        }
+        let mut hasher = crc32fast::Hasher::new();
+        pieces.for_each(|piece| hasher.update(&piece));
+        hasher.finalize() == self.crc32
+    }
+}
+
+/// Entries by name.
+pub(super) type Entries<'f> = HashMap<&'f str, Stored>;
 
 /// Reads the central directory. Refuses compressed or encrypted entries, names that stand twice, and ranges that overlap.
 pub(super) fn entries(file: &[u8]) -> Result<Entries<'_>, String> {
@@ -32,7 +53,8 @@ pub(super) fn entries(file: &[u8]) -> Result<Entries<'_>, String> {
             .map_err(|what| format!("entry {number} of the archive: {what}"))?;
         let data = entry.data(file, directory.start)?;
         taken.push((entry.local..data.end, entry.name));
-        if entries.insert(entry.name, data).is_some() {
+        let stored = Stored { range: data, crc32: entry.crc32 };
+        if entries.insert(entry.name, stored).is_some() {
             return Err(format!("the archive holds {} twice", entry.name));
         }
         at = entry.next;
@@ -92,6 +114,7 @@ impl Directory {
 /// One entry of the central directory.
 struct CentralEntry<'f> {
     name: &'f str,
+    crc32: u32,
     local: usize,
     size: usize,
     next: usize,
@@ -126,13 +149,14 @@ impl<'f> CentralEntry<'f> {
                  again with torch.save"
             ));
         }
+        let crc32 = u32_at(file, at + 16).ok_or_else(cut)?;
         let mut sizes = [word(24)?, word(20)?, word(42)?];
         widen(&mut sizes, &file[extra_start..extra_start + extra_len])
             .ok_or_else(|| format!("{name} lacks its zip64 sizes"))?;
         let [size, stored, local] = sizes.map(to_usize);
         match (size, stored, local) {
             (Some(size), Some(stored), Some(local)) if size == stored => {
-                Ok(CentralEntry { name, local, size, next })
+                Ok(CentralEntry { name, crc32, local, size, next })
             }
             _ => Err(format!("{name} states two lengths, or one that cannot be")),
         }

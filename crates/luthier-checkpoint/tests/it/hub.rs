@@ -80,7 +80,7 @@ impl Drop for Hub {
 }
 
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    [".safetensors", ".gguf", ".bin"].iter().any(|ending| name.ends_with(ending))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -250,6 +250,45 @@ fn a_model_is_fetched_once_resumed_where_it_was_cut_and_then_found_offline() {
     fs::remove_file(path.join("model-00001-of-00002.safetensors")).unwrap();
     let error = resolve(&place("hf:org/name"), &offline, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("model-00001-of-00002.safetensors is missing"), "{error}");
+}
+
+#[test]
+fn files_of_pytorch_are_fetched_where_there_are_no_safetensors() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/torch/zip.bin");
+    let weights = fs::read(golden).unwrap();
+    let mut plain = model_files();
+    plain.retain(|name, _| !name.contains("safetensors"));
+    plain.insert("pytorch_model.bin".to_string(), weights.clone());
+    let mut sharded = plain.clone();
+    sharded.remove("pytorch_model.bin");
+    sharded.insert("part-1.bin".to_string(), weights);
+    let names: Vec<String> = {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("x.bin"), &sharded["part-1.bin"]).unwrap();
+        let file = luthier_checkpoint::torch::TorchFile::open(&home.path().join("x.bin")).unwrap();
+        luthier_checkpoint::TensorSource::infos(&file).iter().map(|info| info.name.clone()).collect()
+    };
+    let map: serde_json::Map<_, _> = names.iter().map(|name| (name.clone(), "part-1.bin".into())).collect();
+    let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+    sharded.insert("pytorch_model.bin.index.json".to_string(), index.into_bytes());
+    for (files, weights) in [(plain, "pytorch_model.bin"), (sharded, "part-1.bin")] {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::start(files);
+        let options = hub.options(cache.path());
+        let path = resolve(&place("hf:org/name"), &options, &mut |_| {}).unwrap();
+        assert_eq!(Checkpoint::open_folder(&path).unwrap().tensors.infos().len(), names.len());
+        let offline = HubOptions { offline: true, ..options };
+        assert_eq!(resolve(&place("hf:org/name"), &offline, &mut |_| {}).unwrap(), path);
+        fs::remove_file(path.join(weights)).unwrap();
+        let error = resolve(&place("hf:org/name"), &offline, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains("is missing"), "{error}");
+    }
+    let mut none = model_files();
+    none.retain(|name, _| !name.contains("safetensors") && !name.ends_with(".bin"));
+    let (cache, hub) = (tempfile::tempdir().unwrap(), Hub::start(none));
+    let error = resolve(&place("hf:org/name"), &hub.options(cache.path()), &mut |_| {});
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("pytorch_model.bin"), "{error}");
 }
 
 #[test]

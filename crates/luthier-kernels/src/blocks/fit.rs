@@ -75,37 +75,39 @@ pub(super) struct Signed<const N: usize> {
 pub(super) fn fit_signed<const N: usize>(n: f32, x: &[Lanes; N], w: &[Lanes; N]) -> Signed<N> {
     let (first, largest) = first_largest(x);
     let mut best = Signed { scale: [0f32; 16], codes: [[0f32; 16]; N] };
-    let mut gain = [0f32; 16];
+    let (mut gain, mut best_inverse) = ([0f32; 16], [0f32; 16]);
+    let mut wx = [[0f32; 16]; N];
+    for i in 0..N {
+        for l in 0..16 {
+            wx[i][l] = w[i][l] * x[i][l];
+        }
+    }
     for step in [0i32].into_iter().chain(-9..0).chain(1..=9) {
         let mut inverse = [0f32; 16];
         for l in 0..16 {
             inverse[l] = if step == 0 { -n / first[l] } else { -(n + 0.1 * step as f32) / first[l] };
         }
         let (mut sum_xq, mut sum_qq) = ([0f32; 16], [0f32; 16]);
-        for (x, w) in x.iter().zip(w) {
+        for i in 0..N {
             for l in 0..16 {
-                let q = between(-n, nearest(inverse[l] * x[l]), n - 1.0);
-                sum_xq[l] += w[l] * x[l] * q;
-                sum_qq[l] += w[l] * q * q;
+                let q = between(-n, nearest(inverse[l] * x[i][l]), n - 1.0);
+                sum_xq[l] += wx[i][l] * q;
+                sum_qq[l] += w[i][l] * q * q;
             }
         }
-        let mut better = [false; 16];
-        let mut any = false;
         for l in 0..16 {
             let gains = sum_qq[l] > 0.0 && sum_xq[l] * sum_xq[l] > gain[l] * sum_qq[l];
-            better[l] = largest[l] >= NEGLIGIBLE && (step == 0 || gains);
-            any |= better[l];
+            let better = largest[l] >= NEGLIGIBLE && (step == 0 || gains);
             let scale = if sum_qq[l] != 0.0 { sum_xq[l] / sum_qq[l] } else { 0.0 };
-            best.scale[l] = if better[l] { scale } else { best.scale[l] };
-            gain[l] = if better[l] { scale * sum_xq[l] } else { gain[l] };
+            best.scale[l] = if better { scale } else { best.scale[l] };
+            gain[l] = if better { scale * sum_xq[l] } else { gain[l] };
+            best_inverse[l] = if better { inverse[l] } else { best_inverse[l] };
         }
-        if any {
-            for (codes, x) in best.codes.iter_mut().zip(x) {
-                for l in 0..16 {
-                    let q = between(-n, nearest(inverse[l] * x[l]), n - 1.0) + n;
-                    codes[l] = if better[l] { q } else { codes[l] };
-                }
-            }
+    }
+    for (codes, x) in best.codes.iter_mut().zip(x) {
+        for l in 0..16 {
+            let q = between(-n, nearest(best_inverse[l] * x[l]), n - 1.0) + n;
+            codes[l] = if largest[l] >= NEGLIGIBLE { q } else { 0.0 };
         }
     }
     best

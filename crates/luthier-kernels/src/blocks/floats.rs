@@ -17,6 +17,24 @@ pub(super) fn widen_f16(source: &[u8], target: &mut [f32]) {
     }
 }
 
+/// As [`widen_f16`], by the processor's own conversion: the same values, NaN's payloads aside.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx,f16c")]
+pub(super) fn widen_f16_f16c(source: &[u8], target: &mut [f32]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    assert_eq!(source.len(), target.len() * 2);
+    let (sources, targets) = (source.chunks_exact(16), target.chunks_exact_mut(8));
+    let source_rest = sources.remainder();
+    let n_whole = targets.len() * 8;
+    for (source, target) in sources.zip(targets) {
+        // SAFETY: the pieces have 16 bytes and 8 values.
+        unsafe {
+            _mm256_storeu_ps(target.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(source.as_ptr().cast())));
+        }
+    }
+    widen_f16(source_rest, &mut target[n_whole..]);
+}
+
 #[inline(always)]
 pub(super) fn widen_bf16(source: &[u8], target: &mut [f32]) {
     for (value, bytes) in target.iter_mut().zip(source.chunks_exact(2)) {

@@ -223,7 +223,7 @@ fn file_type(info: &TensorInfo, stays_f32: bool, dtype: Option<Dtype>) -> Dtype 
 }
 
 /// `general.file_type` (`enum llama_ftype`) of the type that most values have.
-fn file_type_id(infos: &[TensorInfo]) -> u32 {
+pub(crate) fn file_type_id(infos: &[TensorInfo]) -> u32 {
     let values_of = |block_type: BlockType| -> usize {
         let typed = infos.iter().filter(|info| info.dtype == Dtype::Weights(block_type));
         typed.map(|info| info.shape.iter().product::<usize>()).sum()

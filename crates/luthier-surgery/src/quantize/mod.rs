@@ -1,14 +1,16 @@
-//! `luthier quantize MODEL OUT --to TYPE [--imatrix F]`: a model in few bits a weight.
+//! `luthier quantize MODEL OUT (--to TYPE | --target-size BYTES) [--imatrix F]`: a model in few bits a weight.
 //!
 //! Reads a model folder or a GGUF file. Writes, for ggml's types, a GGUF file in which every tensor has the type that
-//! llama-quantize gives it (the mixtures of the K types, the fall-backs for rows that 256 or 32 does not divide), rounded to
-//! the same bytes. Guarantees: every tensor is in the ledger; tensors are read, rounded and written one at a time, each
+//! llama-quantize gives it (the mixtures of the K types, the fall-backs for rows that 256 or 32 does not divide), or with a
+//! size the type with which all together lose least (target_size.rs), rounded to the same bytes as llama-quantize's. Guarantees: every tensor is in the ledger; tensors are read, rounded and written one at a time, each
 //! once. Leaves the input alone. Refuses: an OUT that is no GGUF file, values that are not finite or too large for their
 //! type, importance weights that do not fit the model, a source that is quantised already (but with `--requantize`). Identity: a file in the types that it has is copied. Example: `luthier quantize model model.gguf --to Q4_K_M`.
 
+mod allocation;
 mod bitsandbytes;
 mod imatrix;
 mod mix;
+mod target_size;
 mod write;
 
 use std::collections::BTreeMap;
@@ -17,9 +19,9 @@ use std::path::{Path, PathBuf};
 use luthier_checkpoint::{Dtype, LedgerSummary, TensorInfo, gguf::is_gguf_name};
 use luthier_kernels::blocks::BlockType;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::convert::gguf::{Assembled, assemble};
+use crate::convert::gguf::{Assembled, assemble, file_type_id};
 use crate::plan::Plan;
 use crate::writing::Origin;
 use crate::{Error, Input, Result, convert};
@@ -27,12 +29,15 @@ pub use bitsandbytes::Scheme;
 use imatrix::Imatrix;
 use luthier_kernels::bitsandbytes::Levels;
 pub use mix::Mix;
+pub use target_size::{Choice, ChosenType, OtherMix};
 
-/// What `--to` names. Each scheme has a file of its own.
+/// What `--to` or `--target-size` names. Each scheme has a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// ggml's types, into a GGUF file.
     Ggml(Mix),
+    /// ggml's types, into a GGUF file of this many bytes at most, each tensor's chosen so that all together lose least.
+    Size(u64),
     /// bitsandbytes' types, into a model folder.
     BitsAndBytes(Scheme),
 }
@@ -53,20 +58,22 @@ impl Target {
         };
         let can_double = matches!(target, Target::BitsAndBytes(Scheme::FourBits { .. }));
         if double && !can_double {
-            return Err(Error::Use(format!(
-                "--double: {} has no such form; wanted --to nf4 or fp4",
-                target.name()
-            )));
+            return Err(Error::Use(format!("--double: {} has no such form; wanted --to nf4 or fp4", name)));
         }
         Ok(target)
     }
 
-    /// As it is written into records.
-    pub fn name(self) -> &'static str {
+    /// As it is written into records; none for a size.
+    pub fn name(self) -> Option<&'static str> {
         match self {
-            Target::Ggml(mix) => mix.name(),
-            Target::BitsAndBytes(scheme) => scheme.name(),
+            Target::Ggml(mix) => Some(mix.name()),
+            Target::Size(_) => None,
+            Target::BitsAndBytes(scheme) => Some(scheme.name()),
         }
+    }
+
+    fn size_bytes(self) -> Option<u64> {
+        if let Target::Size(size_bytes) = self { Some(size_bytes) } else { None }
     }
 
     fn is_double(self) -> bool {
@@ -91,7 +98,8 @@ impl Options {
     /// What the record says.
     fn recipe(&self, model: &str) -> Value {
         json!({
-            "model": model, "to": self.target.name(), "double": self.target.is_double(), "imatrix": self.imatrix, "requantize": self.requantize,
+            "model": model, "to": self.target.name(), "target_size": self.target.size_bytes(), "double": self.target.is_double(),
+            "imatrix": self.imatrix, "requantize": self.requantize,
         })
     }
 }
@@ -109,41 +117,37 @@ pub struct Report {
     pub size_bytes: usize,
     /// Bits for each value, all tensors together.
     pub bits_per_weight: f64,
+    /// What was chosen for a wanted size.
+    pub choice: Option<Choice>,
     /// What to know.
     pub notes: Vec<String>,
 }
 
-/// What `run` would write, from headers alone.
+/// What `run` would write, from headers alone; for a wanted size from a sample of the values too.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
-    match options.target {
-        Target::Ggml(mix) => {
-            let job = prepare(input, out, mix, options)?;
-            let from = job.assembled.view().infos().iter().zip(&job.assembled.origins);
-            let from = from.map(|(info, origin)| format!("{} {}", info.dtype, origin.describe())).collect();
-            Ok(Plan { memory_bytes: job.memory_bytes(), ..Plan::new(&job.infos, from, job.notes) })
-        }
-        Target::BitsAndBytes(scheme) => {
-            refuse_gguf(out, scheme)?;
-            bitsandbytes::plan(input, scheme, options)
-        }
+    if let Target::BitsAndBytes(scheme) = options.target {
+        refuse_gguf(out, scheme)?;
+        return bitsandbytes::plan(input, scheme, options);
     }
+    let job = prepare(input, out, options)?;
+    let from = job.assembled.view().infos().iter().zip(&job.assembled.origins);
+    let from = from.map(|(info, origin)| format!("{} {}", info.dtype, origin.describe())).collect();
+    let mut notes = job.notes.clone();
+    notes.extend(job.choice.iter().map(Choice::to_string));
+    Ok(Plan { memory_bytes: job.memory_bytes(), ..Plan::new(&job.infos, from, notes) })
 }
 
 /// Writes the quantised model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     crate::fit::check_ties(&input.checkpoint)?;
-    match options.target {
-        Target::Ggml(mix) => {
-            let job = prepare(input, out, mix, options)?;
-            let summary = write::write(&job, out, options)?;
-            let n_values = job.infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
-            Ok(counted(&job.infos, n_values, summary, job.notes))
-        }
-        Target::BitsAndBytes(scheme) => {
-            refuse_gguf(out, scheme)?;
-            bitsandbytes::run(input, out, scheme, options)
-        }
+    if let Target::BitsAndBytes(scheme) = options.target {
+        refuse_gguf(out, scheme)?;
+        return bitsandbytes::run(input, out, scheme, options);
     }
+    let job = prepare(input, out, options)?;
+    let summary = write::write(&job, out, options.force)?;
+    let n_values = job.infos.iter().map(|info| info.shape.iter().product::<usize>()).sum();
+    Ok(Report { choice: job.choice, ..counted(&job.infos, n_values, summary, job.notes) })
 }
 
 fn refuse_gguf(out: &Path, scheme: Scheme) -> Result<()> {
@@ -170,6 +174,7 @@ fn counted(infos: &[TensorInfo], n_values: usize, summary: LedgerSummary, notes:
         types,
         size_bytes,
         bits_per_weight: size_bytes as f64 * 8.0 / n_values.max(1) as f64,
+        choice: None,
         notes,
     }
 }
@@ -179,12 +184,29 @@ struct Job {
     assembled: Assembled,
     /// The output's tensors, in the order of the assembled view.
     infos: Vec<TensorInfo>,
-    mix: Mix,
+    /// `general.file_type`.
+    file_type: u32,
     imatrix: Option<Imatrix>,
+    recipe: Value,
+    /// What the record says of the output.
+    measurements: Map<String, Value>,
+    choice: Option<Choice>,
     notes: Vec<String>,
 }
 
 impl Job {
+    /// What the types of llama-quantize's mixtures depend on.
+    fn model(&self) -> mix::Model {
+        mix::Model::of(&self.assembled.metadata)
+    }
+
+    /// Gives the output's tensors these types.
+    fn use_types(&mut self, types: &[Dtype]) {
+        for (info, dtype) in self.infos.iter_mut().zip(types) {
+            info.dtype = *dtype;
+        }
+    }
+
     /// What `run` holds at most: the largest tensor rounded, the one before it on its way to the disk, and a source whose
     /// rows are moved.
     fn memory_bytes(&self) -> usize {
@@ -194,32 +216,48 @@ impl Job {
         let moved = pairs.filter(|(_, origin)| matches!(origin, Origin::Changed { .. }));
         let moved = moved.map(|(info, _)| size(info)).max().unwrap_or(0);
         let imatrix = self.imatrix.as_ref().map_or(0, Imatrix::size_bytes);
-        2 * target + moved + imatrix + (4 << 20)
+        let sample = self.choice.as_ref().map_or(0, |_| target_size::sample_bytes(&self.infos));
+        (2 * target + moved).max(sample) + imatrix + (4 << 20)
     }
 }
 
-fn prepare(input: &Input, out: &Path, mix: Mix, options: &Options) -> Result<Job> {
+fn prepare(input: &Input, out: &Path, options: &Options) -> Result<Job> {
     if !is_gguf_name(out) {
         let what = "is no GGUF file, which ggml's types are kept in; give it a name that ends in .gguf";
         return Err(Error::Use(format!("{}: {what}", out.display())));
     }
-    let mut notes = convert::check(input, out, &convert::Options { dtype: None, force: options.force })?;
+    let notes = convert::check(input, out, &convert::Options { dtype: None, force: options.force })?;
     let assembled = assemble(input, None)?;
     let imatrix = options.imatrix.as_deref().map(Imatrix::read).transpose()?;
     let source = assembled.view().infos().to_vec();
-    let types = mix::types(mix, &mix::Model::of(&assembled.metadata), &source, imatrix.is_some());
-    let infos: Vec<TensorInfo> =
-        source.iter().zip(&types).map(|(info, dtype)| TensorInfo { dtype: *dtype, ..info.clone() }).collect();
-    if let Some(imatrix) = &imatrix {
-        notes.extend(imatrix.check(&source, &infos)?);
+    let mut job = Job {
+        file_type: file_type_id(&source),
+        infos: source.clone(),
+        recipe: options.recipe(&assembled.input.label),
+        measurements: Map::new(),
+        choice: None,
+        assembled,
+        imatrix,
+        notes,
+    };
+    match options.target {
+        Target::Ggml(mix) => {
+            job.use_types(&mix::types(mix, &job.model(), &source, job.imatrix.is_some()));
+            job.file_type = mix.file_type();
+            if mix == Mix::Q2_K_S && job.imatrix.is_none() {
+                let what = "--to Q2_K_S: needs importance weights, without which the result is useless; give --imatrix, or take Q2_K";
+                return Err(Error::Use(what.to_string()));
+            }
+            job.notes.extend(fall_back_note(mix, &job.infos));
+        }
+        Target::Size(size_bytes) => target_size::choose(&mut job, size_bytes, options.requantize)?,
+        Target::BitsAndBytes(_) => unreachable!("has a file of its own"),
     }
-    if mix == Mix::Q2_K_S && imatrix.is_none() {
-        let what = "--to Q2_K_S: needs importance weights, without which the result is useless; give --imatrix, or take Q2_K";
-        return Err(Error::Use(what.to_string()));
+    if let Some(imatrix) = &job.imatrix {
+        job.notes.extend(imatrix.check(&source, &job.infos)?);
     }
-    notes.extend(rounded_twice(&source, &infos, options.requantize)?);
-    notes.extend(fall_back_note(mix, &infos));
-    Ok(Job { assembled, infos, mix, imatrix, notes })
+    job.notes.extend(rounded_twice(&source, &job.infos, options.requantize)?);
+    Ok(job)
 }
 
 /// Refuses to round what was rounded before, or where that is wished says that it loses.

@@ -2,61 +2,43 @@
 //! a tensor goes to the disk while the next one is rounded.
 
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
 
-use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
-use luthier_checkpoint::lineage::LINEAGE_KEY;
-use luthier_checkpoint::{Error as FileError, LedgerSummary, Output, TensorInfo, TensorSink, values};
+use luthier_checkpoint::gguf::GgufValue;
+use luthier_checkpoint::{Error as FileError, LedgerSummary, TensorInfo, values};
 use luthier_kernels::blocks::{self, Unfit};
 use luthier_kernels::bytes::SharedBytes;
 
-use super::{Job, Options, block_type};
+use super::{Job, block_type};
 use crate::convert::gguf::FILE_TYPE_KEY;
-use crate::writing::{self, Account, Origin, places};
+use crate::writing::{self, Header, Origin, stream_gguf};
 use crate::{Error, Result};
 
 /// The version of ggml's quantised layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 
-pub(super) fn write(job: &Job, out: &Path, options: &Options) -> Result<LedgerSummary> {
-    let record = writing::Job {
+pub(super) fn write(job: &Job, out: &Path, force: bool) -> Result<LedgerSummary> {
+    let source = job.assembled.view().infos();
+    let make = |at: usize| {
+        let (source, info) = (&source[at], &job.infos[at]);
+        rounded(job, source, info, job.assembled.read_unchecked(&info.name)?)
+    };
+    stream_gguf(header(job)?, &job.infos, out, force, &record(job), make, |_| Ok(()))
+}
+
+/// Length of the file that [`write`] makes, to the byte.
+pub(super) fn file_bytes(job: &Job) -> Result<u64> {
+    header(job)?.file_bytes(&job.infos, &record(job))
+}
+
+fn record(job: &Job) -> writing::Job<'_> {
+    writing::Job {
         verb: "quantize",
-        recipe: options.recipe(&job.assembled.input.label),
+        recipe: job.recipe.clone(),
         seed: None,
         inputs: vec![&job.assembled.input],
         origins: origins(job),
         dropped: job.assembled.dropped.clone(),
-    };
-    let output = Output::file(out, options.force, &places(&record))?;
-    let mut account = Account::new(&record)?;
-    for (info, origin) in job.infos.iter().zip(&record.origins) {
-        match origin {
-            Origin::From { .. } => {
-                account.note(info, origin, &job.assembled.read_unchecked(&info.name)?)?;
-            }
-            _ => account.note(info, origin, &[])?,
-        }
     }
-    let summary = account.finish(&job.infos)?;
-    // Hashing the input takes as long as rounding it; the record is as long without the hashes as with them.
-    let mut lineage = writing::record_without_hashes(&record, summary.clone())?;
-    let mut metadata = metadata(job)?;
-    metadata.push((LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
-    let mut writer = GgufWriter::create(output.path(), &metadata, &job.infos)?;
-    std::thread::scope(|scope| {
-        let parents = scope.spawn(|| writing::parents(&record.inputs));
-        let written = write_tensors(job, &mut writer);
-        lineage.parents = parents.join().expect("hashing does not panic")?;
-        written
-    })?;
-    writer.finish()?;
-    metadata.pop();
-    metadata.push((LINEAGE_KEY.to_string(), GgufValue::String(lineage.to_text())));
-    writer.replace_metadata(&metadata, &job.infos)?;
-    drop(writer);
-    luthier_arch::check_headers(&luthier_arch::open(output.path())?)?;
-    output.commit()?;
-    Ok(summary)
 }
 
 /// Tensors that keep their type are copied, others rounded.
@@ -79,7 +61,7 @@ fn origins(job: &Job) -> Vec<Origin> {
 }
 
 /// The source's metadata with what llama-quantize sets.
-fn metadata(job: &Job) -> Result<Vec<(String, GgufValue)>> {
+fn header(job: &Job) -> Result<Header> {
     let mut metadata = job.assembled.metadata.clone();
     metadata.extend(job.assembled.memory_of_source()?);
     let mut set = |key: &str, value: GgufValue| match metadata.iter_mut().find(|(name, _)| name == key) {
@@ -87,33 +69,11 @@ fn metadata(job: &Job) -> Result<Vec<(String, GgufValue)>> {
         None => metadata.push((key.to_string(), value)),
     };
     set("general.quantization_version", GgufValue::U32(QUANTIZATION_VERSION));
-    set(FILE_TYPE_KEY, GgufValue::U32(job.mix.file_type()));
+    set(FILE_TYPE_KEY, GgufValue::U32(job.file_type));
     if let Some(imatrix) = &job.imatrix {
         imatrix.metadata().into_iter().for_each(|(key, value)| set(key, value));
     }
-    Ok(metadata)
-}
-
-/// Rounds on this thread (and the pool's), writes on another.
-fn write_tensors(job: &Job, writer: &mut GgufWriter) -> Result<()> {
-    std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel::<(&str, SharedBytes)>(0);
-        let written = scope
-            .spawn(move || receiver.into_iter().try_for_each(|(name, bytes)| writer.write(name, &bytes)));
-        let rounding = || {
-            for (source, info) in job.assembled.view().infos().iter().zip(&job.infos) {
-                let bytes = rounded(job, source, info, job.assembled.read_unchecked(&info.name)?)?;
-                if sender.send((&info.name, bytes)).is_err() {
-                    break; // The writer ended, and says why.
-                }
-            }
-            Ok(())
-        };
-        let rounded = rounding();
-        drop(sender);
-        written.join().expect("writing does not panic")?;
-        rounded
-    })
+    Ok(Header { metadata, measurements: job.measurements.clone() })
 }
 
 fn rounded(job: &Job, source: &TensorInfo, info: &TensorInfo, bytes: SharedBytes) -> Result<SharedBytes> {

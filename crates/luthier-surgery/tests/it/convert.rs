@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use luthier_checkpoint::{Dtype, Lineage};
+use luthier_checkpoint::gguf::{GgufArray, GgufValue, GgufWriter};
+use luthier_checkpoint::{Dtype, Lineage, TensorSink, TensorSource};
 use luthier_surgery::convert::{Options, plan, run};
 
 use crate::models::{config, names, open, write};
@@ -111,7 +112,6 @@ fn berts_and_t5s_come_back_from_gguf_byte_for_byte() {
 
 #[test]
 fn vectors_are_f32_in_gguf_and_matrices_keep_their_type() {
-    use luthier_checkpoint::TensorSource;
     let home = tempfile::tempdir().unwrap();
     let folder = write(&home.path().join("folder"), &config("llama", 24, 31), Dtype::BF16, 1);
     run(&open(&folder), &home.path().join("out.gguf"), &OPTIONS).unwrap();
@@ -212,4 +212,70 @@ fn a_pickle_folder_of_an_unknown_architecture_becomes_safetensors_under_its_own_
         assert_eq!(lineage.parents[0].files[1].name, "pytorch_model.bin");
         assert_eq!(std::fs::read(folder.join("pytorch_model.bin")).unwrap(), before);
     }
+}
+
+/// The GGUF file again with other metadata.
+fn edited(source: &Path, target: &Path, edit: impl Fn(&mut Vec<(String, GgufValue)>)) {
+    let gguf = luthier_checkpoint::Gguf::open(source).unwrap();
+    let mut metadata = gguf.metadata.clone();
+    edit(&mut metadata);
+    let mut writer = GgufWriter::create(target, &metadata, gguf.infos()).unwrap();
+    for info in gguf.infos() {
+        writer.write(&info.name, &gguf.read(&info.name).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn tokenizer_keys_that_contradict_the_carried_tokenizer_are_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |name: &str| home.path().join(name);
+    let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/builtin");
+    run(&open(&builtin), &at("there.gguf"), &OPTIONS).unwrap();
+    let set = |key: &'static str, value: GgufValue| {
+        move |metadata: &mut Vec<(String, GgufValue)>| {
+            metadata.retain(|(name, _)| name != key);
+            metadata.push((key.to_string(), value.clone()));
+        }
+    };
+    let text = |text: &str| GgufValue::String(text.to_string());
+    let gguf = luthier_checkpoint::Gguf::open(&at("there.gguf")).unwrap();
+    let mut tokens = gguf.get("tokenizer.ggml.tokens").unwrap().as_strings().unwrap().to_vec();
+    tokens.swap(5, 6);
+    let tokens = GgufValue::Array(GgufArray::String(tokens));
+    let cases: [(&str, GgufValue); 4] = [
+        ("tokenizer.chat_template", text("{{ other }}")),
+        ("tokenizer.ggml.tokens", tokens),
+        ("tokenizer.ggml.eos_token_id", GgufValue::U32(7)),
+        ("tokenizer.ggml.add_bos_token", GgufValue::Bool(!adds_bos(&gguf))),
+    ];
+    for (key, value) in cases {
+        edited(&at("there.gguf"), &at("edited.gguf"), set(key, value.clone()));
+        let refused = luthier_arch::open(&at("edited.gguf")).err().unwrap().to_string();
+        assert!(
+            refused.contains(key) && refused.contains("contradicts") && refused.contains("edited.gguf"),
+            "{refused}"
+        );
+        // Without the carried tokenizer, the ordinary keys are what is left to go by.
+        edited(&at("edited.gguf"), &at("ordinary.gguf"), |metadata| {
+            metadata.retain(|(name, _)| {
+                name != "tokenizer.huggingface.json" && !name.starts_with("luthier.file.")
+            });
+        });
+        let opened = luthier_arch::open(&at("ordinary.gguf")).unwrap();
+        if key == "tokenizer.chat_template" {
+            let template = opened.side_file("chat_template.jinja").map(<[u8]>::to_vec);
+            assert_eq!(template.as_deref(), Some(&b"{{ other }}"[..]));
+        }
+    }
+    // The same number in another width, and keys that are not read, contradict nothing.
+    let eos = gguf.get("tokenizer.ggml.eos_token_id").unwrap().as_u64().unwrap();
+    edited(&at("there.gguf"), &at("edited.gguf"), set("tokenizer.ggml.eos_token_id", GgufValue::U64(eos)));
+    luthier_arch::open(&at("edited.gguf")).unwrap();
+    edited(&at("there.gguf"), &at("edited.gguf"), set("tokenizer.ggml.of_tomorrow", GgufValue::U64(1)));
+    luthier_arch::open(&at("edited.gguf")).unwrap();
+}
+
+fn adds_bos(gguf: &luthier_checkpoint::Gguf) -> bool {
+    gguf.get("tokenizer.ggml.add_bos_token").and_then(GgufValue::as_bool).unwrap_or(false)
 }

@@ -10,5 +10,7 @@ mod info;
 mod merge;
 mod models;
 mod quantize;
+mod quantize_refusals;
+mod target_size;
 mod trim_vocab;
 mod vocabulary;

@@ -57,10 +57,15 @@ pub(super) fn describe(
     let templates = ChatTemplates::from_files(files)?;
     gguf.chat_template = templates.default;
     gguf.named_chat_templates = templates.named;
-    if !says_all(&gguf, &json)? {
-        gguf.hf_json = Some(String::from_utf8_lossy(text).into_owned());
-    }
     Ok(gguf)
+}
+
+/// The tokenizer.json of a tokenizer of which the keys do not say all.
+pub(super) fn unsaid(gguf: &GgufTokenizer, tokenizer: &Tokenizer) -> Result<Option<String>> {
+    let own_files = tokenizer.files();
+    let text = own_files.get(FILE).map(Vec::as_slice).unwrap_or_default();
+    let json: Value = serde_json::from_slice(text).map_err(|error| TextError::broken(FILE, error))?;
+    Ok(if says_all(gguf, &json)? { None } else { Some(String::from_utf8_lossy(text).into_owned()) })
 }
 
 fn is_filler_id(gguf: &GgufTokenizer, id: u32) -> bool {

@@ -107,6 +107,15 @@ impl GgufTokenizer {
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>, vocab_size: usize) -> Result<GgufTokenizer> {
         let tokenizer = Tokenizer::from_files(files)?;
         tokenizer.check_fits(vocab_size)?;
+        let mut gguf = from_folder::describe(&tokenizer, files, vocab_size)?;
+        gguf.hf_json = from_folder::unsaid(&gguf, &tokenizer)?;
+        Ok(gguf)
+    }
+
+    /// As [`GgufTokenizer::from_files`], without asking whether the keys say all: `hf_json` is none.
+    pub fn keys_of_files(files: &BTreeMap<String, Vec<u8>>, vocab_size: usize) -> Result<GgufTokenizer> {
+        let tokenizer = Tokenizer::from_files(files)?;
+        tokenizer.check_fits(vocab_size)?;
         from_folder::describe(&tokenizer, files, vocab_size)
     }
 

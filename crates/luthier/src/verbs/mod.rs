@@ -26,8 +26,8 @@ mod quantize;
 mod replay;
 mod run;
 mod transfer;
-mod version;
 mod trim_vocab;
+mod version;
 
 pub(crate) use merge::open as open_for_merge;
 

@@ -5,6 +5,7 @@ mod commands;
 mod doctor;
 mod keeping;
 mod kept;
+mod memory;
 mod merge;
 mod outputs;
 mod recipes;

@@ -13,6 +13,10 @@ fn wrong_use_ends_with_exit_code_2() {
         &["nonsense"],
         &["info"],
         &["perplexity", "builtin", "--text", "a", "--method", "guess"],
+        &["quantize", "builtin", "out.gguf"],
+        &["quantize", "builtin", "out.gguf", "--to", "Q8_0", "--target-size", "1M"],
+        &["quantize", "builtin", "out.gguf", "--target-size", "1M", "--double"],
+        &["quantize", "builtin", "out.gguf", "--target-size", "1X"],
     ] {
         assert_eq!(luthier(at.path(), wrong).status.code(), Some(2), "{wrong:?}");
     }
