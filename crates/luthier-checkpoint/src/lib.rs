@@ -18,6 +18,7 @@ pub mod mapped;
 pub mod memory;
 pub mod output;
 pub mod safetensors;
+pub mod scores;
 pub mod torch;
 pub mod values;
 
@@ -29,3 +30,4 @@ pub use ledger::{Ledger, LedgerSummary};
 pub use lineage::Lineage;
 pub use memory::MemoryTensors;
 pub use output::Output;
+pub use scores::Scores;

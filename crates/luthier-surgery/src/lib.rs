@@ -10,6 +10,7 @@ pub mod info;
 mod input;
 pub mod merge;
 mod plan;
+pub mod prune;
 pub mod quantize;
 mod view;
 mod writing;

@@ -10,6 +10,7 @@ pub mod linear;
 pub mod names;
 pub mod norm;
 pub mod pass;
+pub mod per_layer;
 pub mod rope;
 mod running_model;
 pub mod stack;

@@ -9,6 +9,7 @@ mod agreement;
 mod metadata;
 mod names;
 mod open;
+mod per_layer;
 mod rope_factors;
 mod transform;
 mod write;

@@ -4,6 +4,7 @@ use luthier_checkpoint::gguf::GgufValue;
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
+use super::per_layer;
 use super::rope_factors::factors;
 use super::{CONFIG_KEY, Transform, name_of};
 use crate::blocks::stack::{Positions, StackShape};
@@ -46,7 +47,7 @@ pub enum GgufOrigin {
 pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
-    let shape = (architecture.shape)(&keys)?;
+    let shape = table::read(&keys)?;
     let layout = shape.layout();
     let text =
         serde_json::to_string(config).map_err(|error| Error::config("config.json", error.to_string()))?;
@@ -64,7 +65,7 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
     };
     refuse_what_llama_cpp_ignores(architecture.model_type, &keys, stack)?;
     let mut tensors = Vec::with_capacity(layout.tensors.len() + 1);
-    let mut metadata = metadata(dialect.architecture, &keys, stack)?;
+    let mut metadata = metadata(per_layer::architecture(&dialect, stack)?, &keys, stack)?;
     metadata.push((CONFIG_KEY.to_string(), GgufValue::String(text)));
     if let Some(factors) = rope_factors(&keys, stack)? {
         let origin = GgufOrigin::Made(factors);
@@ -91,7 +92,7 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
 pub fn ignored_window(config: &Map<String, Value>) -> Result<Option<usize>> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
-    let ModelShape::DecoderOnly { stack, .. } = (architecture.shape)(&keys)? else { return Ok(None) };
+    let ModelShape::DecoderOnly { stack, .. } = table::read(&keys)? else { return Ok(None) };
     if architecture.model_type == "gemma2" {
         return Ok(None);
     }
@@ -99,8 +100,7 @@ pub fn ignored_window(config: &Map<String, Value>) -> Result<Option<usize>> {
 }
 
 fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(String, GgufValue)>> {
-    let layer = &stack.layers[0];
-    let attention = &layer.attention;
+    let attention = &stack.layers[0].attention;
     let mut metadata =
         vec![("general.architecture".to_string(), GgufValue::String(architecture.to_string()))];
     let mut set = |key: &str, value: GgufValue| metadata.push((format!("{architecture}.{key}"), value));
@@ -114,9 +114,9 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
         set("context_length", size("max_position_embeddings", length)?);
     }
     set("embedding_length", size("hidden_size", stack.width)?);
-    set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner)?);
-    set("attention.head_count", size("num_attention_heads", attention.query_heads)?);
-    set("attention.head_count_kv", size("num_key_value_heads", attention.kv_heads)?);
+    for (key, config_key, of) in per_layer::SIZES {
+        set(key, per_layer::value(config_key, stack, of)?);
+    }
     set("attention.key_length", size("head_dim", attention.head_dim)?);
     set("attention.value_length", size("head_dim", attention.head_dim)?);
     set("attention.layer_norm_rms_epsilon", GgufValue::F32(stack.norm.eps as f32));

@@ -18,8 +18,10 @@ mod logits;
 mod merge;
 mod perplexity;
 mod pretrain;
+mod prune;
 mod quantize;
 mod run;
+mod score;
 mod transfer;
 
 /// All verbs.
@@ -37,8 +39,10 @@ pub const VERBS: &[Verb] = &[
     verb::<merge::Merge>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
+    verb::<prune::Prune>(),
     verb::<quantize::Quantize>(),
     verb::<run::Run>(),
+    verb::<score::Score>(),
     verb::<transfer::Transfer>(),
 ];
 
