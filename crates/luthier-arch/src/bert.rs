@@ -11,7 +11,7 @@
 use crate::blocks::attention::AttentionShape;
 use crate::blocks::encoder_only::{EncoderOnlyNames, EncoderOnlyShape, Form};
 use crate::blocks::feed_forward::{FeedForwardShape, activation};
-use crate::blocks::layer::LayerShape;
+use crate::blocks::layer::{LayerShape, Skips};
 use crate::blocks::names::{AttentionNames, FeedForwardNames};
 use crate::config::{Keys, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH};
 use crate::gguf::GgufDialect;
@@ -96,7 +96,10 @@ fn read(keys: &Keys) -> Result<EncoderOnlyShape> {
         width,
         positions: keys.size_or("max_position_embeddings", MAX_POSITIONS, 512)?,
         token_types: keys.size_or("type_vocab_size", MAX_WIDTH, 2)?,
-        layers: vec![LayerShape { attention, feed_forward }; keys.size("num_hidden_layers", MAX_LAYERS)?],
+        layers: vec![
+            LayerShape { attention, feed_forward, skips: Skips::default() };
+            keys.size("num_hidden_layers", MAX_LAYERS)?
+        ],
         norm_eps: keys.number_or("layer_norm_eps", 1e-12)?,
         tied_head: keys.flag_or("tie_word_embeddings", true)?,
         initializer_range: keys.number_or("initializer_range", 0.02)?,

@@ -1,7 +1,7 @@
 //! Reads values out of config.json by key, with limits, and remembers which keys were asked for.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use serde_json::{Map, Value};
@@ -57,7 +57,10 @@ const INERT: &[&str] = &[
 ];
 
 /// Keys that change the computation in ways that no architecture here follows yet.
-const REFUSED: &[&str] = &["block_configs", "per_layer_config", "quantization_config"];
+const REFUSED: &[&str] = &["block_configs", "quantization_config"];
+
+/// What single layers have instead; refused where the architecture did not read it.
+pub const PER_LAYER: &str = "per_layer_config";
 
 /// A config.json, or one nested object of it, being read.
 pub struct Keys<'a> {
@@ -97,6 +100,41 @@ impl<'a> Keys<'a> {
                 Ok(Some(Keys::at(map, format!("{}{key}.", self.path), Rc::clone(&self.asked))?))
             }
             Some(other) => Err(self.wrong(key, "an object", other)),
+        }
+    }
+
+    /// The objects that `per_layer_config` holds for single layers of `n_layers`.
+    pub fn layer_objects(&self, n_layers: usize) -> Result<BTreeMap<usize, Keys<'a>>> {
+        let mut layers = BTreeMap::new();
+        let Some(all) = self.object(PER_LAYER)? else { return Ok(layers) };
+        for (key, value) in all.map {
+            let name = all.name(key);
+            // transformers pads the numbers with zeros.
+            let layer = key.parse::<usize>().ok().filter(|layer| *layer < n_layers);
+            let Some(layer) = layer.filter(|_| key.bytes().all(|byte| byte.is_ascii_digit())) else {
+                let what = format!("expected the number of a layer from 0 to {}", n_layers - 1);
+                return Err(Error::config(name, what));
+            };
+            let Value::Object(map) = value else { return Err(all.wrong(key, "an object", value)) };
+            self.asked.borrow_mut().insert(name.clone());
+            let keys = Keys::at(map, format!("{name}."), Rc::clone(&self.asked))?;
+            if layers.insert(layer, keys).is_some() {
+                return Err(Error::config(name, format!("layer {layer} stands there twice")));
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Refuses sizes of single layers that nobody has asked for, here and in objects that were asked for.
+    pub fn refuse_unread_layers(&self) -> Result<()> {
+        let asked = self.asked.borrow();
+        match unread_layers(self.map, &self.path, &asked) {
+            None => Ok(()),
+            Some(name) => {
+                let what = "changes the computation in a way that this architecture does not follow; remove it if it does \
+                            not matter";
+                Err(Error::config(name, what))
+            }
         }
     }
 
@@ -228,6 +266,20 @@ impl<'a> Keys<'a> {
             _ => Err(self.wrong(key, "a list of numbers above 0", value)),
         }
     }
+}
+
+fn unread_layers(map: &Map<String, Value>, path: &str, asked: &BTreeSet<String>) -> Option<String> {
+    map.iter().find_map(|(key, value)| {
+        let name = format!("{path}{key}");
+        match value {
+            Value::Null => None,
+            _ if key == PER_LAYER => (!asked.contains(&name)).then_some(name),
+            Value::Object(nested) if asked.contains(&name) => {
+                unread_layers(nested, &format!("{name}."), asked)
+            }
+            _ => None,
+        }
+    })
 }
 
 fn collect_unknown(

@@ -15,8 +15,10 @@ mod memory;
 pub mod mistral;
 pub mod model;
 pub mod mt5;
+pub mod observer;
 pub mod qwen2;
 pub mod qwen3;
+pub mod sizes;
 pub mod t5;
 pub mod t5gemma;
 pub mod table;
@@ -28,6 +30,7 @@ pub use init::{from_weights, init};
 pub use load::{LoadOptions, check_headers, check_ties, load};
 pub use memory::check_tokens;
 pub use model::{Cache, Encoded, Model, TokenBatch};
+pub use observer::Observer;
 pub use table::{
     ARCHITECTURES, Architecture, encoder_decoder_config, layout, layout_of, layout_with, unknown_keys,
 };

@@ -8,6 +8,7 @@ use luthier_ops::attention::KvCache;
 use luthier_ops::cross_entropy::Targets;
 use serde_json::{Map, Value};
 
+use crate::observer::Observer;
 use crate::{Error, Result};
 
 // b batch, t tokens, m width, v vocabulary
@@ -52,7 +53,8 @@ impl Cache {
 
     /// Cached tokens of each row, s.
     pub fn len(&self) -> usize {
-        self.layers.first().map_or(0, KvCache::len)
+        // A layer without attention holds nothing.
+        self.layers.iter().map(KvCache::len).max().unwrap_or(0)
     }
 
     /// Whether nothing is cached yet.
@@ -145,6 +147,13 @@ pub trait Model: Send + Sync {
     fn logits(&self, states: &Tensor) -> Result<Tensor>;
     /// states: [n, m] -> weighted mean cross-entropy, without the logits standing whole in memory.
     fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor>;
+    /// Lets an observer see what flows through from now on; none: nobody. An error where the model shows nothing.
+    fn observe(&self, observer: Option<Arc<dyn Observer>>) -> Result<()> {
+        match observer {
+            Some(_) => Err(Error::Use("this architecture shows no activations".to_string())),
+            None => Ok(()),
+        }
+    }
     /// How many layers, from the first on, drop their activations and recompute them in the backward pass.
     fn set_recomputed_layers(&mut self, n_layers: usize);
     /// Number of layers that `set_recomputed_layers` counts.

@@ -119,8 +119,14 @@ fn known() -> String {
 
 /// Sizes and rules of the model that this config describes; an error names the key at fault.
 pub fn shape(config: &Map<String, Value>) -> Result<ModelShape> {
-    let keys = Keys::new(config)?;
-    (architecture(&keys)?.shape)(&keys)
+    read(&Keys::new(config)?)
+}
+
+/// The same of a config that is being read.
+pub(crate) fn read(keys: &Keys) -> Result<ModelShape> {
+    let shape = (architecture(keys)?.shape)(keys)?;
+    keys.refuse_unread_layers()?;
+    Ok(shape)
 }
 
 /// All weights of a model of this config, with the names and heads that `infos` have where its architecture leaves them
@@ -142,7 +148,7 @@ pub fn layout(config: &Map<String, Value>) -> Result<Layout> {
 /// Keys of a config that say nothing to its architecture, nested ones with their path. They are kept all the same.
 pub fn unknown_keys(config: &Map<String, Value>) -> Result<Vec<String>> {
     let keys = Keys::new(config)?;
-    (architecture(&keys)?.shape)(&keys)?;
+    read(&keys)?;
     Ok(keys.unknown())
 }
 

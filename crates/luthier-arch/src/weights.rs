@@ -6,6 +6,7 @@ use candle_core::Device;
 use luthier_checkpoint::layout::Layout;
 use luthier_ops::Weight;
 
+use crate::observer::Tap;
 use crate::{Error, Result};
 
 /// All weights that a layout asks for, and where they lie.
@@ -13,6 +14,7 @@ pub struct WeightSet {
     weights: Vec<Weight>,
     by_name: HashMap<String, usize>,
     device: Device,
+    tap: Tap,
 }
 
 impl WeightSet {
@@ -35,7 +37,7 @@ impl WeightSet {
         }
         let by_name =
             ordered.iter().enumerate().map(|(at, weight)| (weight.name().to_string(), at)).collect();
-        Ok(WeightSet { weights: ordered, by_name, device: device.clone() })
+        Ok(WeightSet { weights: ordered, by_name, device: device.clone(), tap: Tap::default() })
     }
 
     /// The weight called `name`.
@@ -48,6 +50,11 @@ impl WeightSet {
     /// Where the model computes.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Where the model's observer is put.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// In layout order.

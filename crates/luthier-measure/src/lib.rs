@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod frontier;
+pub mod importance;
 pub mod measurements;
 pub mod memory;
 pub mod metrics;

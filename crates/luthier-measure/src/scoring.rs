@@ -1,6 +1,6 @@
 //! Cross-entropy of many windows, in batches that suit a CPU, without whole logits.
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use luthier_arch::model::{Model, TokenBatch};
 use luthier_ops::cross_entropy::Targets;
 
@@ -77,16 +77,20 @@ impl Window {
 /// # Errors
 /// Ids outside of the vocabulary, a loss that is NaN or infinite.
 pub fn total_nats(model: &dyn Model, windows: &[Window]) -> Result<f64> {
-    let mut total = 0.0;
+    batches(windows).map(|batch| batch_nats(model, batch)).sum()
+}
+
+/// Windows that follow each other and run through the model together.
+pub(crate) fn batches(windows: &[Window]) -> impl Iterator<Item = &[Window]> {
     let mut rest = windows;
-    while let Some(first) = rest.first() {
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
         let rows_max = (BATCH_TOKENS / first.tokens().max(1)).max(1);
         let rows = rest.iter().take(rows_max).take_while(|window| window.shape() == first.shape()).count();
         let (batch, after) = rest.split_at(rows);
-        total += batch_nats(model, batch)?;
         rest = after;
-    }
-    Ok(total)
+        Some(batch)
+    })
 }
 
 /// windows: of one shape.
@@ -95,6 +99,26 @@ fn batch_nats(model: &dyn Model, windows: &[Window]) -> Result<f64> {
     if scored == 0 {
         return Ok(0.0);
     }
+    let rows = windows.len();
+    let states_btm = states(model, windows)?;
+    let width = states_btm.dim(2)?;
+    let states_btm = states_btm.narrow(1, windows[0].first_scored, scored)?;
+    let states_nm = states_btm.contiguous()?.reshape((rows * scored, width))?.detach();
+    let targets = Targets {
+        ids: windows.iter().flat_map(|window| window.target_ids[window.first_scored..].to_vec()).collect(),
+        weights: vec![1.0; rows * scored],
+        normalizer: (rows * scored) as f32,
+        teacher: None,
+    };
+    let mean = model.loss(&states_nm, &targets)?.to_dtype(DType::F32)?.to_vec0::<f32>()?;
+    if !mean.is_finite() {
+        return Err(Error::NotFinite { first_token: windows[0].first_token, value: f64::from(mean) });
+    }
+    Ok(f64::from(mean) * (rows * scored) as f64)
+}
+
+/// Final states [b, t, m] of the decoder after windows of one shape.
+pub(crate) fn states(model: &dyn Model, windows: &[Window]) -> Result<Tensor> {
     let rows = windows.len();
     for window in windows {
         for ids in [&window.encoder_ids, &window.input_ids, &window.target_ids] {
@@ -112,19 +136,5 @@ fn batch_nats(model: &dyn Model, windows: &[Window]) -> Result<f64> {
         true => Some(model.encode(&joined(|window| &window.encoder_ids))?),
         false => None,
     };
-    let states_btm = model.hidden(&joined(|window| &window.input_ids), encoded.as_ref(), None)?;
-    let width = states_btm.dim(2)?;
-    let states_btm = states_btm.narrow(1, windows[0].first_scored, scored)?;
-    let states_nm = states_btm.contiguous()?.reshape((rows * scored, width))?.detach();
-    let targets = Targets {
-        ids: windows.iter().flat_map(|window| window.target_ids[window.first_scored..].to_vec()).collect(),
-        weights: vec![1.0; rows * scored],
-        normalizer: (rows * scored) as f32,
-        teacher: None,
-    };
-    let mean = model.loss(&states_nm, &targets)?.to_dtype(DType::F32)?.to_vec0::<f32>()?;
-    if !mean.is_finite() {
-        return Err(Error::NotFinite { first_token: windows[0].first_token, value: f64::from(mean) });
-    }
-    Ok(f64::from(mean) * (rows * scored) as f64)
+    Ok(model.hidden(&joined(|window| &window.input_ids), encoded.as_ref(), None)?)
 }

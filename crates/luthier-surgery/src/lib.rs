@@ -14,6 +14,7 @@ pub mod merge;
 pub mod model_card;
 pub mod name;
 mod plan;
+pub mod prune;
 pub mod quantize;
 pub mod trim_vocab;
 pub mod version;

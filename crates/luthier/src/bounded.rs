@@ -55,6 +55,28 @@ impl<'de, const LEAST: usize> Deserialize<'de> for AtLeast<LEAST> {
     }
 }
 
+/// A value that is written as text or as a number, on the command line and in recipes alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Typed<T>(pub T);
+
+impl<T: FromStr<Err = String>> FromStr for Typed<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Typed)
+    }
+}
+
+impl<'de, T: FromStr<Err = String>> Deserialize<'de> for Typed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        text.parse().map(Typed).map_err(de::Error::custom)
+    }
+}
+
 /// A number type with a check of its own.
 macro_rules! bounded {
     ($(#[$doc:meta])* $name:ident, $wanted:literal, $fits:expr) => {
@@ -171,6 +193,17 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    #[derive(Clone, Debug, PartialEq)]
+    struct Even(u32);
+
+    impl FromStr for Even {
+        type Err = String;
+
+        fn from_str(text: &str) -> Result<Self, String> {
+            text.parse().ok().filter(|number| number % 2 == 0).map(Even).ok_or_else(|| "odd".to_string())
+        }
+    }
+
     #[test]
     fn bytes_have_units() {
         for (text, wanted) in [
@@ -208,6 +241,9 @@ mod tests {
         for wrong in ["nan", "inf", "-0.1", "x"] {
             assert!(wrong.parse::<NotNegative>().is_err() && wrong.parse::<Share>().is_err(), "{wrong}");
         }
+        assert_eq!(serde_json::from_value::<Typed<Even>>(json!(4)).unwrap(), Typed(Even(4)));
+        assert_eq!(serde_json::from_value::<Typed<Even>>(json!("4")).unwrap(), "4".parse().unwrap());
+        assert!(serde_json::from_value::<Typed<Even>>(json!("5")).is_err());
         assert!("1.5".parse::<Share>().is_err() && serde_json::from_value::<Share>(json!(1.5)).is_err());
     }
 }

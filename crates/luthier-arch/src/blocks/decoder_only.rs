@@ -50,6 +50,7 @@ pub fn build(
         head,
         state_scale: None,
         device: weights.device().clone(),
+        tap: weights.tap().clone(),
         weights: weights.into_weights(),
     }))
 }

@@ -114,6 +114,7 @@ impl EncoderDecoderShape {
             head,
             state_scale: self.state_scale,
             device: weights.device().clone(),
+            tap: weights.tap().clone(),
             weights: weights.into_weights(),
         }))
     }

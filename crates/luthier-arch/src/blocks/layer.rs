@@ -22,6 +22,17 @@ pub struct LayerShape {
     pub attention: AttentionShape,
     /// Feed-forward.
     pub feed_forward: FeedForwardShape,
+    /// What it has not.
+    pub skips: Skips,
+}
+
+/// The blocks that a layer goes without, their norms included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skips {
+    /// Self-attention.
+    pub attention: bool,
+    /// Feed-forward.
+    pub feed_forward: bool,
 }
 
 impl LayerShape {
@@ -30,9 +41,12 @@ impl LayerShape {
         let norm_spec = |name: &str, part: Part| {
             norm.spec(site, &in_layer(name, layer), Some(layer), part, self.attention.width)
         };
-        let mut specs = vec![norm_spec(names.own.norms.0, Part::SelfAttentionNorm)];
-        specs.extend(self.attention.specs(site, layer, Reads::Own, &names.own));
-        specs.extend(names.own.norms.1.map(|name| norm_spec(name, Part::SelfAttentionPostNorm)));
+        let mut specs = Vec::new();
+        if !self.skips.attention {
+            specs.push(norm_spec(names.own.norms.0, Part::SelfAttentionNorm));
+            specs.extend(self.attention.specs(site, layer, Reads::Own, &names.own));
+            specs.extend(names.own.norms.1.map(|name| norm_spec(name, Part::SelfAttentionPostNorm)));
+        }
         if let Some(encoder_width) = site.encoder_width {
             specs.push(norm_spec(names.cross.norms.0, Part::CrossAttentionNorm));
             specs.extend(self.attention.cross(encoder_width).specs(
@@ -43,9 +57,11 @@ impl LayerShape {
             ));
             specs.extend(names.cross.norms.1.map(|name| norm_spec(name, Part::CrossAttentionPostNorm)));
         }
-        specs.push(norm_spec(names.feed_forward.norms.0, Part::FeedForwardNorm));
-        specs.extend(self.feed_forward.specs(site, layer, &names.feed_forward));
-        specs.extend(names.feed_forward.norms.1.map(|name| norm_spec(name, Part::FeedForwardPostNorm)));
+        if !self.skips.feed_forward {
+            specs.push(norm_spec(names.feed_forward.norms.0, Part::FeedForwardNorm));
+            specs.extend(self.feed_forward.specs(site, layer, &names.feed_forward));
+            specs.extend(names.feed_forward.norms.1.map(|name| norm_spec(name, Part::FeedForwardPostNorm)));
+        }
         specs
     }
 
@@ -69,13 +85,20 @@ impl LayerShape {
             }
             None => None,
         };
-        Ok(Layer {
-            attention_norms: around(names.own.norms)?,
-            attention: self.attention.build(site, weights, layer, &names.own)?,
-            cross,
-            feed_forward_norms: around(names.feed_forward.norms)?,
-            feed_forward: self.feed_forward.build(site, weights, layer, &names.feed_forward)?,
-        })
+        let own = match self.skips.attention {
+            true => None,
+            false => {
+                Some((around(names.own.norms)?, self.attention.build(site, weights, layer, &names.own)?))
+            }
+        };
+        let feed_forward = match self.skips.feed_forward {
+            true => None,
+            false => {
+                let block = self.feed_forward.build(site, weights, layer, &names.feed_forward)?;
+                Some((around(names.feed_forward.norms)?, block))
+            }
+        };
+        Ok(Layer { own, cross, feed_forward })
     }
 }
 
@@ -89,11 +112,9 @@ pub struct LayerCache<'a> {
 
 /// A layer that runs.
 pub struct Layer {
-    attention_norms: Around,
-    attention: Attention,
+    own: Option<(Around, Attention)>,
     cross: Option<(Around, Attention)>,
-    feed_forward_norms: Around,
-    feed_forward: FeedForward,
+    feed_forward: Option<(Around, FeedForward)>,
 }
 
 impl Layer {
@@ -103,14 +124,20 @@ impl Layer {
             Some(cache) => (Some(cache.own), cache.cross),
             None => (None, None),
         };
-        let mut x_btm = self.attention_norms.run(x_btm, |x| self.attention.own(x, pass, own_cache))?;
+        let mut x_btm = match &self.own {
+            Some((norms, attention)) => norms.run(x_btm, |x| attention.own(x, pass, own_cache))?,
+            None => x_btm.clone(),
+        };
         if let Some((norms, attention)) = &self.cross {
             let Some(encoded_bse) = &pass.encoded else {
                 candle_core::bail!("a layer with cross-attention needs the encoder's states")
             };
             x_btm = norms.run(&x_btm, |x| attention.cross(x, encoded_bse, pass, cross_cache))?;
         }
-        self.feed_forward_norms.run(&x_btm, |x| self.feed_forward.forward(x))
+        match &self.feed_forward {
+            Some((norms, block)) => norms.run(&x_btm, |x| block.forward(x)),
+            None => Ok(x_btm),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use luthier_ops::{Result, Tensor, Weight};
 
+use crate::observer::Tap;
 use crate::weights::WeightSet;
 
 // m inputs, n outputs
@@ -10,6 +11,7 @@ use crate::weights::WeightSet;
 pub struct Linear {
     weight: Weight,
     bias: Option<Weight>,
+    tap: Tap,
 }
 
 impl Linear {
@@ -17,11 +19,12 @@ impl Linear {
     pub fn build(weights: &WeightSet, module: &str, bias: bool) -> crate::Result<Linear> {
         let weight = weights.get(&format!("{module}.weight"))?;
         let bias = bias.then(|| weights.get(&format!("{module}.bias"))).transpose()?;
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, tap: weights.tap().clone() })
     }
 
     /// x: [.., m] -> [.., n].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.tap.see(|observer| observer.matrix(self.weight.name(), x))?;
         luthier_ops::linear::linear(x, &self.weight, self.bias.as_ref())
     }
 }

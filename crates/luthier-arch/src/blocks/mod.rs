@@ -12,6 +12,7 @@ pub mod linear;
 pub mod names;
 pub mod norm;
 pub mod pass;
+pub mod per_layer;
 pub mod rope;
 mod running_encoder;
 mod running_model;

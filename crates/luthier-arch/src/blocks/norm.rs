@@ -4,6 +4,7 @@ use luthier_checkpoint::layout::{Part, Space, TensorSpec};
 use luthier_ops::{Result, Tensor, Weight};
 
 use super::stack::Site;
+use crate::observer::Tap;
 use crate::weights::WeightSet;
 
 /// What all norms of one stack share.
@@ -30,7 +31,11 @@ impl NormShape {
 
     /// Takes `{module}.weight`.
     pub fn build(&self, weights: &WeightSet, module: &str) -> crate::Result<Norm> {
-        Ok(Norm { weight: weights.get(&format!("{module}.weight"))?, shape: *self })
+        Ok(Norm {
+            weight: weights.get(&format!("{module}.weight"))?,
+            shape: *self,
+            tap: weights.tap().clone(),
+        })
     }
 }
 
@@ -38,11 +43,14 @@ impl NormShape {
 pub struct Norm {
     weight: Weight,
     shape: NormShape,
+    tap: Tap,
 }
 
 impl Norm {
     /// x: [.., m] -> [.., m].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        luthier_ops::norm::rms_norm(x, &self.weight, self.shape.eps, self.shape.offset)
+        let y = luthier_ops::norm::rms_norm(x, &self.weight, self.shape.eps, self.shape.offset)?;
+        self.tap.see(|observer| observer.norm(self.weight.name(), x, &y))?;
+        Ok(y)
     }
 }

@@ -1,5 +1,7 @@
 //! A whole model that runs: a causal stack under an output projection, and the encoder that it reads where there is one.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use luthier_ops::Weight;
 use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
@@ -7,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::stack::Stack;
 use crate::model::{Cache, Encoded, Model, TokenBatch};
+use crate::observer::{Observer, Tap};
 use crate::{Error, Result};
 
 pub(super) struct RunningModel {
@@ -18,6 +21,7 @@ pub(super) struct RunningModel {
     pub(super) state_scale: Option<f64>,
     pub(super) device: Device,
     pub(super) weights: Vec<Weight>,
+    pub(super) tap: Tap,
 }
 
 pub(super) struct RunningEncoder {
@@ -103,6 +107,11 @@ impl Model for RunningModel {
             encoder.stack.set_recomputed_layers(n_layers);
         }
         self.decoder.set_recomputed_layers(n_layers.saturating_sub(n_encoder));
+    }
+
+    fn observe(&self, observer: Option<Arc<dyn Observer>>) -> Result<()> {
+        self.tap.set(observer);
+        Ok(())
     }
 
     fn n_layers(&self) -> usize {

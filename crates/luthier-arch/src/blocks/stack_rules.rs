@@ -2,9 +2,10 @@
 
 use super::attention::{AttentionShape, Heads};
 use super::feed_forward::{FeedForwardShape, activation};
-use super::layer::LayerShape;
+use super::layer::{LayerShape, Skips};
 use super::names::{self, StackNames};
 use super::norm::NormShape;
+use super::per_layer;
 use super::rope::Rope;
 use super::stack::{Positions, StackShape};
 use crate::Result;
@@ -129,7 +130,10 @@ impl StackRules {
             windows(keys.size("num_hidden_layers", MAX_LAYERS)?)?.into_iter().map(|window| LayerShape {
                 attention: AttentionShape { window, ..attention.clone() },
                 feed_forward: feed_forward.clone(),
+                skips: Skips::default(),
             });
+        let mut layers: Vec<LayerShape> = layers.collect();
+        per_layer::apply(keys, &mut layers)?;
         Ok(StackShape {
             vocab_size: keys.size("vocab_size", MAX_VOCABULARY)?,
             width,
@@ -139,7 +143,7 @@ impl StackRules {
             } else {
                 1.0
             },
-            layers: layers.collect(),
+            layers,
             norm,
             names: self.names,
             positions: Positions::Rotary(Rope::read(keys, heads.width, context_length, 10_000.0)?),

@@ -7,7 +7,7 @@ use luthier_ops::attention::Buckets;
 use super::attention::AttentionShape;
 use super::encoder_decoder::EncoderDecoderShape;
 use super::feed_forward::{FeedForwardShape, activation_called};
-use super::layer::LayerShape;
+use super::layer::{LayerShape, Skips};
 use super::names::{AttentionNames, FeedForwardNames, StackNames};
 use super::norm::NormShape;
 use super::stack::{Positions, StackShape};
@@ -133,7 +133,7 @@ fn read_stack(
         vocab_size: keys.size("vocab_size", MAX_VOCABULARY)?,
         width,
         embedding_scale: 1.0,
-        layers: vec![LayerShape { attention, feed_forward }; n_layers],
+        layers: vec![LayerShape { attention, feed_forward, skips: Skips::default() }; n_layers],
         norm: NormShape { eps: keys.number_or("layer_norm_epsilon", 1e-6)?, offset: 0.0 },
         names,
         positions: Positions::Relative {

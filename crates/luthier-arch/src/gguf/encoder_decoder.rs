@@ -141,7 +141,7 @@ pub(super) fn config(metadata: &Metadata, set: &mut impl FnMut(&str, Value)) -> 
     let layers = metadata.optional_size("decoder_block_count")?.map(|count| json!(count));
     set("num_decoder_layers", layers.map_or_else(|| metadata.size("block_count"), Ok)?);
     let heads = metadata.uniform("attention.head_count")?;
-    set("d_kv", json!(metadata.head_dim(&heads)?));
+    set("d_kv", json!(metadata.head_dim()?));
     set("num_heads", heads);
     set("relative_attention_num_buckets", metadata.size("attention.relative_buckets_count")?);
     set("relative_attention_max_distance", json!(MAX_DISTANCE));

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::GgufDialect;
 use super::agreement::in_words;
+use super::per_layer;
 use super::rope_factors::rope_parameters;
+use crate::blocks::per_layer::common;
+use crate::config::MAX_LAYERS;
 use crate::table::{ARCHITECTURES, Architecture};
 use crate::{Error, Result};
 
@@ -37,9 +40,10 @@ impl<'a> Metadata<'a> {
         if self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0) {
             return Err(Error::config(self.name("expert_count"), "models with experts are not supported"));
         }
-        let is_named = |(_, dialect): &&(_, GgufDialect)| dialect.architecture == self.architecture;
+        let name = per_layer::dialect_name(self.architecture);
+        let is_named = |(_, dialect): &&(_, GgufDialect)| dialect.architecture == name;
         // Several architectures may share a name there; the one that is called so itself says most.
-        let own = known.iter().filter(is_named).find(|(known, _)| known.model_type == self.architecture);
+        let own = known.iter().filter(is_named).find(|(known, _)| known.model_type == name);
         own.or_else(|| known.iter().find(is_named)).copied().ok_or_else(|| {
             let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
             names.dedup();
@@ -47,7 +51,7 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    fn name(&self, key: &str) -> String {
+    pub(super) fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
 
@@ -91,6 +95,40 @@ impl<'a> Metadata<'a> {
         self.optional_size(key)?.map(|size| json!(size)).ok_or_else(missing)
     }
 
+    pub(super) fn n_layers(&self) -> Result<usize> {
+        let layers = self.size("block_count")?.as_u64().unwrap_or(0);
+        let known = usize::try_from(layers).ok().filter(|layers| (1..=MAX_LAYERS).contains(layers));
+        known.ok_or_else(|| {
+            Error::config(self.name("block_count"), format!("expected 1 to {MAX_LAYERS}, found {layers}"))
+        })
+    }
+
+    /// A size of every layer, given once for all or layer by layer. Only some architectures have layers that differ.
+    pub(super) fn sizes(&self, key: &str, n_layers: usize) -> Result<Vec<usize>> {
+        let Some(sizes) = self.get(key).and_then(GgufValue::as_numbers) else {
+            let size = self.size(key)?.as_u64().and_then(|size| usize::try_from(size).ok());
+            return Ok(vec![size.unwrap_or(0); n_layers]);
+        };
+        if sizes.len() != n_layers || sizes.iter().any(|size| *size < 0.0 || size.fract() != 0.0) {
+            let what =
+                format!("expected {n_layers} whole numbers, one a layer, found {} values", sizes.len());
+            return Err(Error::config(self.name(key), what));
+        }
+        let alike = sizes.iter().all(|size| *size == sizes[0]);
+        if !alike && per_layer::dialect_name(self.architecture) == self.architecture {
+            let what = "differs from layer to layer, which llama.cpp does not follow in this architecture";
+            return Err(Error::config(self.name(key), what));
+        }
+        Ok(sizes.iter().map(|size| *size as usize).collect())
+    }
+
+    /// Query heads of most layers.
+    fn query_heads(&self) -> Result<usize> {
+        let mut heads = self.sizes("attention.head_count", self.n_layers()?)?;
+        heads.retain(|heads| *heads > 0);
+        Ok(common(&heads))
+    }
+
     /// A size that may be given layer by layer, but must then be the same for all.
     pub(super) fn uniform(&self, key: &str) -> Result<Value> {
         let Some(sizes) = self.get(key).and_then(GgufValue::as_numbers) else { return self.size(key) };
@@ -111,7 +149,7 @@ impl<'a> Metadata<'a> {
         finite.map(Some).ok_or_else(|| self.wrong(key, "a finite number", value))
     }
 
-    pub(super) fn head_dim(&self, heads: &Value) -> Result<u64> {
+    pub(super) fn head_dim(&self) -> Result<u64> {
         let key = self.optional_size("attention.key_length")?;
         let value = self.optional_size("attention.value_length")?;
         if key != value {
@@ -121,8 +159,8 @@ impl<'a> Metadata<'a> {
             return Err(Error::config(self.name("attention.value_length"), what));
         }
         let shared = || {
-            let (width, heads) = (self.size("embedding_length").ok()?.as_u64()?, heads.as_u64()?);
-            width.checked_div(heads)
+            let (width, heads) = (self.size("embedding_length").ok()?.as_u64()?, self.query_heads().ok()?);
+            width.checked_div(heads as u64)
         };
         let width = key.or_else(shared);
         let width =
@@ -141,8 +179,7 @@ impl<'a> Metadata<'a> {
         let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
         if let Some(info) = self.info(ROPE_FACTORS) {
             let factors = to_f32(ROPE_FACTORS, info.dtype, &self.gguf.read(ROPE_FACTORS)?)?;
-            let heads = self.uniform("attention.head_count")?;
-            let pairs = self.head_dim(&heads)? / 2;
+            let pairs = self.head_dim()? / 2;
             if factors.len() as u64 != pairs {
                 let what = format!("expected {pairs} factors, half a head, found {}", factors.len());
                 return Err(Error::tensor(ROPE_FACTORS, what));
@@ -198,12 +235,12 @@ impl<'a> Metadata<'a> {
                 ("attention_bias", json!(has("blk.0.attn_q.bias"))),
             ],
             "gemma2" => {
-                let heads = self.uniform("attention.head_count")?;
+                let heads = self.query_heads()?;
                 let (layers, width) = (self.size("block_count")?, self.size("embedding_length")?);
                 // llama.cpp tells the 27B model, whose scale is another, by its layers.
-                let scalar = match (layers.as_u64(), width.as_u64(), heads.as_u64()) {
-                    (Some(46), Some(width), Some(heads)) if heads > 0 => width / heads,
-                    _ => self.head_dim(&heads)?,
+                let scalar = match (layers.as_u64(), width.as_u64(), heads as u64) {
+                    (Some(46), Some(width), heads) if heads > 0 => width / heads,
+                    _ => self.head_dim()?,
                 };
                 vec![
                     ("hidden_activation", json!("gelu_pytorch_tanh")),

@@ -12,6 +12,7 @@ mod encoder_only;
 mod metadata;
 mod names;
 mod open;
+mod per_layer;
 mod rope_factors;
 mod transform;
 mod write;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::beside::{self, BESIDE_KEY, Beside};
 use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
+use super::per_layer;
 use super::write::{self, GgufOrigin, GgufTensor};
 use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, agreement, encoder_decoder, encoder_only};
 use crate::table::{self, Architecture, ModelShape};
@@ -246,16 +247,13 @@ fn decoder_only(
     set: &mut impl FnMut(&str, Value),
 ) -> Result<()> {
     set("hidden_size", metadata.size("embedding_length")?);
-    set("intermediate_size", metadata.uniform("feed_forward_length")?);
+    let mut sizes = per_layer::read(metadata, metadata.n_layers()?)?.into_iter();
+    if let Some((key, value)) = sizes.next() {
+        set(key, value);
+    }
     set("num_hidden_layers", metadata.size("block_count")?);
-    let heads = metadata.uniform("attention.head_count")?;
-    let kv_heads = match metadata.get("attention.head_count_kv") {
-        Some(_) => metadata.uniform("attention.head_count_kv")?,
-        None => heads.clone(),
-    };
-    set("head_dim", json!(metadata.head_dim(&heads)?));
-    set("num_attention_heads", heads);
-    set("num_key_value_heads", kv_heads);
+    set("head_dim", json!(metadata.head_dim()?));
+    sizes.for_each(|(key, value)| set(key, value));
     if let Some(length) = metadata.optional_size("context_length")? {
         set("max_position_embeddings", json!(length));
     }

@@ -5,6 +5,7 @@ use luthier_checkpoint::gguf::{GgufArray, GgufValue};
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
+use super::per_layer;
 use super::rope_factors::factors;
 use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, encoder_decoder, encoder_only, name_of};
 use crate::blocks::stack::{Positions, StackShape};
@@ -55,7 +56,7 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
 pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<GgufForm> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
-    let shape = (architecture.shape)(&keys)?.fitted(infos);
+    let shape = table::read(&keys)?.fitted(infos);
     let mut tensors = tensors(&shape, architecture)?;
     let text =
         serde_json::to_string(config).map_err(|error| Error::config("config.json", error.to_string()))?;
@@ -73,7 +74,7 @@ pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Gg
                     },
                 );
             }
-            metadata(dialect.architecture, &keys, stack)?
+            metadata(per_layer::architecture(&dialect, stack)?, &keys, stack)?
         }
         (ModelShape::EncoderOnly(shape), Some(dialect)) => {
             encoder_only::check(&keys, shape)?;
@@ -153,7 +154,7 @@ pub(super) fn refused(keys: &Keys, key: &str, what: String) -> Error {
 pub fn ignored_window(config: &Map<String, Value>) -> Result<Option<usize>> {
     let keys = Keys::new(config)?;
     let architecture = table::architecture(&keys)?;
-    let ModelShape::DecoderOnly { stack, .. } = (architecture.shape)(&keys)? else { return Ok(None) };
+    let ModelShape::DecoderOnly { stack, .. } = table::read(&keys)? else { return Ok(None) };
     if architecture.model_type == "gemma2" {
         return Ok(None);
     }
@@ -161,8 +162,7 @@ pub fn ignored_window(config: &Map<String, Value>) -> Result<Option<usize>> {
 }
 
 fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(String, GgufValue)>> {
-    let layer = &stack.layers[0];
-    let attention = &layer.attention;
+    let attention = &stack.layers[0].attention;
     let mut metadata =
         vec![("general.architecture".to_string(), GgufValue::String(architecture.to_string()))];
     let mut set = |key: &str, value: GgufValue| metadata.push((format!("{architecture}.{key}"), value));
@@ -171,9 +171,9 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
         set("context_length", size("max_position_embeddings", length)?);
     }
     set("embedding_length", size("hidden_size", stack.width)?);
-    set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner)?);
-    set("attention.head_count", size("num_attention_heads", attention.query_heads)?);
-    set("attention.head_count_kv", size("num_key_value_heads", attention.kv_heads)?);
+    for (key, config_key, of) in per_layer::SIZES {
+        set(key, per_layer::value(config_key, stack, of)?);
+    }
     set("attention.key_length", size("head_dim", attention.head_dim)?);
     set("attention.value_length", size("head_dim", attention.head_dim)?);
     set("attention.layer_norm_rms_epsilon", GgufValue::F32(stack.norm.eps as f32));

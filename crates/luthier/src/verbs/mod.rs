@@ -22,9 +22,11 @@ mod merge;
 mod name;
 mod perplexity;
 mod pretrain;
+mod prune;
 mod quantize;
 mod replay;
 mod run;
+mod score;
 mod transfer;
 mod trim_vocab;
 mod version;
@@ -50,9 +52,11 @@ pub const VERBS: &[Verb] = &[
     verb::<name::Name>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
+    verb::<prune::Prune>(),
     verb::<quantize::Quantize>(),
     verb::<replay::Replay>(),
     verb::<run::Run>(),
+    verb::<score::Score>(),
     verb::<transfer::Transfer>(),
     verb::<version::Version>(),
     verb::<trim_vocab::TrimVocab>(),

@@ -1,0 +1,125 @@
+//! Scores in the terms of a layout, from a file or, as a baseline, from a seed.
+
+use luthier_arch::sizes::HeadSizes;
+use luthier_checkpoint::Scores;
+use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind};
+
+use crate::{Error, Result};
+
+/// Where importance comes from.
+pub(super) struct Scored {
+    scores: Option<Scores>,
+    /// Importance is drawn from this seed; what is measured besides is kept.
+    random: Option<u64>,
+}
+
+impl Scored {
+    pub(super) fn new(scores: Option<Scores>, random: Option<u64>) -> Scored {
+        Scored { scores, random }
+    }
+
+    fn get(&self, name: &str, len: usize) -> Result<Vec<f64>> {
+        if let Some(seed) = self.random {
+            return Ok(drawn(name, seed, len));
+        }
+        self.measured(name, len)
+    }
+
+    fn measured(&self, name: &str, len: usize) -> Result<Vec<f64>> {
+        let missing = || {
+            Error::Use(
+                "--scores: wanted a file that luthier score wrote of this model, to choose what is kept"
+                    .to_string(),
+            )
+        };
+        let scores = self.scores.as_ref().ok_or_else(missing)?.get(name, len)?;
+        Ok(scores.iter().map(|score| f64::from(*score)).collect())
+    }
+
+    /// Block influence of each layer.
+    pub(super) fn influence(&self, stack: StackKind, n_layers: usize) -> Result<Vec<f64>> {
+        let name = match stack {
+            StackKind::Decoder => "block_influence.decoder",
+            StackKind::Encoder => "block_influence.encoder",
+        };
+        self.get(name, n_layers)
+    }
+
+    /// Neurons of the feed-forward block whose down projection stands at `role`.
+    pub(super) fn neurons(&self, layout: &Layout, role: Role, len: usize) -> Result<Vec<f64>> {
+        self.get(&format!("neurons.{}", name_at(layout, role)?), len)
+    }
+
+    /// Heads and groups of the attention whose output projection stands at `role`.
+    pub(super) fn heads(
+        &self,
+        layout: &Layout,
+        role: Role,
+        sizes: HeadSizes,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let name = name_at(layout, role)?;
+        Ok((self.get(&format!("heads.{name}"), sizes.query)?, self.get(&format!("groups.{name}"), sizes.kv)?))
+    }
+
+    /// Channels of a stack: the sum over the norms in front of its blocks, in these layers, and the final one.
+    pub(super) fn channels(
+        &self,
+        layout: &Layout,
+        stack: StackKind,
+        layers: &[usize],
+        width: usize,
+    ) -> Result<Vec<f64>> {
+        let mut sums = vec![0f64; width];
+        for spec in
+            layout.tensors.iter().filter(|spec| spec.role.stack == stack && spec.spaces == [Space::Residual])
+        {
+            let counts = match spec.role.part {
+                Part::SelfAttentionNorm | Part::CrossAttentionNorm | Part::FeedForwardNorm => {
+                    spec.role.layer.is_some_and(|layer| layers.contains(&layer))
+                }
+                Part::FinalNorm => true,
+                _ => false,
+            };
+            if counts {
+                let scores = self.get(&format!("channels.{}", spec.name), width)?;
+                sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The mean share of these channels in the energy that a norm reads.
+    pub(super) fn kept_energy(&self, norm: &str, channels: &[usize], width: usize) -> Result<f64> {
+        let energy = self.measured(&format!("energy.{norm}"), width)?;
+        Ok(channels.iter().map(|channel| energy[*channel]).sum::<f64>()
+            / energy.iter().sum::<f64>().max(f64::MIN_POSITIVE))
+    }
+
+    /// The size of each input of a matrix over the text.
+    pub(super) fn inputs(&self, matrix: &str, len: usize) -> Result<Vec<f64>> {
+        self.measured(&format!("inputs.{matrix}"), len)
+    }
+}
+
+fn name_at(layout: &Layout, role: Role) -> Result<&str> {
+    let spec = layout.at(role);
+    let missing = || {
+        Error::Use(format!("this model has no {:?} in layer {:?}, which is to be cut", role.part, role.layer))
+    };
+    Ok(spec.ok_or_else(missing)?.name.as_str())
+}
+
+/// Numbers from 0 to 1 that depend on name and seed alone.
+fn drawn(name: &str, seed: u64, len: usize) -> Vec<f64> {
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let mut next = move || {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..len).map(|_| next()).collect()
+}

@@ -1,0 +1,208 @@
+//! The shape that a model is cut to: how much of every axis, before it is known which units.
+
+use luthier_arch::sizes::{HeadSizes, ModelSizes, StackSizes};
+
+use super::amount::{Amount, Amounts, new_size, step};
+use crate::{Error, Result};
+
+/// How much of every axis is kept; none: all of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Targets {
+    /// Layers.
+    pub layers: Option<Amounts>,
+    /// Width of the residual stream.
+    pub hidden: Option<Amounts>,
+    /// Inner width of the feed-forward blocks.
+    pub ffn: Option<Amounts>,
+    /// Query heads.
+    pub heads: Option<Amounts>,
+    /// Key/value heads, each with its query heads.
+    pub kv_groups: Option<Amounts>,
+    /// Experts of a mixture.
+    pub experts: Option<Amounts>,
+}
+
+impl Targets {
+    /// Option and value of every axis that is named.
+    pub(super) fn named(&self) -> Vec<(&'static str, String)> {
+        let axes = [
+            ("layers", &self.layers),
+            ("hidden", &self.hidden),
+            ("ffn", &self.ffn),
+            ("heads", &self.heads),
+            ("kv_groups", &self.kv_groups),
+            ("experts", &self.experts),
+        ];
+        axes.into_iter().filter_map(|(name, amounts)| Some((name, amounts.as_ref()?.text()))).collect()
+    }
+}
+
+/// The shape of one stack.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StackShape {
+    pub(super) n_layers: usize,
+    pub(super) width: usize,
+    /// Of every layer that there was.
+    pub(super) inner: Vec<Option<usize>>,
+    /// Of every layer that there was.
+    pub(super) heads: Vec<Option<HeadSizes>>,
+}
+
+impl StackShape {
+    /// The shape of a stack as it is.
+    pub(super) fn of(stack: &StackSizes) -> StackShape {
+        let own = stack.layers.iter().find_map(|layer| layer.heads);
+        StackShape {
+            n_layers: stack.layers.len(),
+            width: stack.width,
+            inner: stack.layers.iter().map(|layer| layer.inner).collect(),
+            // Cross-attention has heads also where self-attention is skipped.
+            heads: stack.layers.iter().map(|layer| layer.heads.or(own)).collect(),
+        }
+    }
+}
+
+/// The shape of every stack after cutting to `targets`.
+pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackShape>> {
+    if let Some(experts) = &targets.experts {
+        return Err(Error::Use(format!("--experts {}: this model has no experts", experts.text())));
+    }
+    let n_stacks = sizes.stacks.len();
+    let mut shapes = Vec::with_capacity(n_stacks);
+    for (at, stack) in sizes.stacks.iter().enumerate() {
+        let mut shape = StackShape::of(stack);
+        let amount = |axis: &str, amounts: &Option<Amounts>| match amounts {
+            Some(amounts) => amounts.of(axis, at, n_stacks).map(Some),
+            None => Ok(None),
+        };
+        if let Some(amount) = amount("layers", &targets.layers)? {
+            shape.n_layers = new_size("layers", amount, stack.layers.len(), 1)?;
+        }
+        if let Some(amount) = amount("hidden", &targets.hidden)? {
+            shape.width = new_size("hidden", amount, stack.width, step(stack.width))?;
+        }
+        if let Some(amount) = amount("ffn", &targets.ffn)? {
+            cut_inner(&mut shape, amount)?;
+        }
+        let (heads, groups) = (amount("heads", &targets.heads)?, amount("kv-groups", &targets.kv_groups)?);
+        cut_heads(&mut shape, heads, groups)?;
+        shapes.push(shape);
+    }
+    Ok(shapes)
+}
+
+/// A size that some layers do not reach leaves those as they are.
+fn cut_inner(shape: &mut StackShape, amount: Amount) -> Result<()> {
+    let widest = shape.inner.iter().copied().flatten().max().unwrap_or(0);
+    new_size("ffn", amount, widest, 1)?;
+    for inner in shape.inner.iter_mut().flatten() {
+        *inner = match amount {
+            Amount::Size(size) => size.min(*inner),
+            share => new_size("ffn", share, *inner, step(*inner))?,
+        };
+    }
+    Ok(())
+}
+
+fn cut_heads(shape: &mut StackShape, heads: Option<Amount>, groups: Option<Amount>) -> Result<()> {
+    if heads.is_none() && groups.is_none() {
+        return Ok(());
+    }
+    let most = |of: fn(&HeadSizes) -> usize| shape.heads.iter().flatten().map(of).max().unwrap_or(0);
+    let (most_heads, most_groups) = (most(|heads| heads.query), most(|heads| heads.kv));
+    if let Some(amount) = heads {
+        new_size("heads", amount, most_heads, 1)?;
+    }
+    if let Some(amount) = groups {
+        new_size("kv-groups", amount, most_groups, 1)?;
+    }
+    for sizes in shape.heads.iter_mut().flatten() {
+        let shared = sizes.query / sizes.kv;
+        // Where every head has keys of its own, a head is a group.
+        let groups = groups.or(if shared == 1 { heads } else { None });
+        let kv = match groups {
+            Some(Amount::Size(size)) => size.min(sizes.kv),
+            Some(share) => new_size("kv-groups", share, sizes.kv, 1)?,
+            None => sizes.kv,
+        };
+        let query = match heads {
+            None => kv * shared,
+            Some(Amount::Size(size)) => size.min(sizes.query),
+            Some(share) => new_size("heads", share, sizes.query, kv)?.min(kv * shared),
+        };
+        if query % kv != 0 || query / kv > shared {
+            let what = if query % kv != 0 {
+                format!(
+                    "{kv} key/value groups do not divide it, and heads go evenly from all groups; wanted a multiple of \
+                     {kv}, or fewer --kv-groups"
+                )
+            } else {
+                format!("{kv} groups have {} heads between them", kv * shared)
+            };
+            return Err(Error::Use(format!("--heads {query}: {what}")));
+        }
+        *sizes = HeadSizes { query, kv, width: sizes.width };
+    }
+    Ok(())
+}
+
+/// Scores as parts of their sum, to compare layers of other scales.
+pub(super) fn even(scores: &[f64]) -> Vec<f64> {
+    let sum: f64 = scores.iter().sum();
+    scores.iter().map(|score| if sum > 0.0 { score / sum } else { 0.0 }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use luthier_arch::sizes::LayerSizes;
+    use luthier_checkpoint::layout::StackKind;
+
+    fn sizes(query: usize, kv: usize) -> ModelSizes {
+        let heads = Some(HeadSizes { query, kv, width: 4 });
+        let layer = LayerSizes { inner: Some(96), heads, window: None };
+        let stack = StackSizes {
+            kind: StackKind::Decoder,
+            width: 64,
+            embedding_scale: 1.0,
+            norm_eps: 1e-6,
+            norm_offset: 0.0,
+            layers: vec![layer; 4],
+        };
+        ModelSizes { stacks: vec![stack], state_scale: 1.0 }
+    }
+
+    fn heads(query: usize, kv: usize, heads: Option<&str>, groups: Option<&str>) -> Result<(usize, usize)> {
+        let amounts = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+        let targets = Targets { heads: amounts(heads), kv_groups: amounts(groups), ..Targets::default() };
+        let heads = shapes(&sizes(query, kv), &targets)?[0].heads[0].unwrap();
+        Ok((heads.query, heads.kv))
+    }
+
+    #[test]
+    fn heads_follow_groups() {
+        assert_eq!(heads(9, 3, Some("6"), None).unwrap(), (6, 3));
+        assert_eq!(heads(9, 3, None, Some("2")).unwrap(), (6, 2));
+        assert_eq!(heads(9, 3, Some("4"), Some("2")).unwrap(), (4, 2));
+        assert_eq!(heads(9, 3, Some("0.7"), None).unwrap(), (6, 3));
+        assert_eq!(heads(4, 4, Some("3"), None).unwrap(), (3, 3));
+        assert!(heads(9, 3, Some("5"), None).unwrap_err().to_string().contains("do not divide"));
+        assert!(heads(9, 3, Some("5"), Some("2")).unwrap_err().to_string().contains("do not divide"));
+        assert!(heads(9, 3, Some("9"), Some("1")).unwrap_err().to_string().contains("3 heads between them"));
+        assert!(heads(9, 3, None, Some("4")).unwrap_err().to_string().contains("at most the 3"));
+    }
+
+    #[test]
+    fn sizes_beyond_the_model_and_experts_of_none_are_refused() {
+        let target = |text: &str| Some(text.parse().unwrap());
+        for (targets, wanted) in [
+            (Targets { layers: target("5"), ..Targets::default() }, "at most the 4"),
+            (Targets { hidden: target("65"), ..Targets::default() }, "at most the 64"),
+            (Targets { ffn: target("97"), ..Targets::default() }, "at most the 96"),
+            (Targets { experts: target("2"), ..Targets::default() }, "no experts"),
+            (Targets { ffn: target("4,4"), ..Targets::default() }, "one stack"),
+        ] {
+            assert!(shapes(&sizes(4, 2), &targets).unwrap_err().to_string().contains(wanted), "{wanted}");
+        }
+    }
+}
