@@ -6,6 +6,8 @@ pub mod convert;
 pub mod diff;
 mod error;
 mod fit;
+mod function_check;
+pub mod grow;
 pub mod info;
 mod input;
 pub mod merge;
@@ -16,5 +18,6 @@ mod view;
 mod writing;
 
 pub use error::{Error, Result};
+pub use function_check::Difference;
 pub use input::Input;
 pub use plan::{Plan, PlannedTensor};

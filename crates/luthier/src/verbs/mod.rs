@@ -12,6 +12,7 @@ mod demo;
 mod diff;
 mod frontier;
 mod generate;
+mod grow;
 mod info;
 mod lineage;
 mod logits;
@@ -33,6 +34,7 @@ pub const VERBS: &[Verb] = &[
     verb::<diff::Diff>(),
     verb::<frontier::Frontier>(),
     verb::<generate::Generate>(),
+    verb::<grow::Grow>(),
     verb::<info::Info>(),
     verb::<lineage::ShowLineage>(),
     verb::<logits::Logits>(),
