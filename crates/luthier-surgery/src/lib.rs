@@ -21,3 +21,4 @@ pub use error::{Error, Result};
 pub use function_check::Difference;
 pub use input::Input;
 pub use plan::{Plan, PlannedTensor};
+pub use prune::{inherit, sub_model};

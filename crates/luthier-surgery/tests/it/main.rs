@@ -5,7 +5,11 @@
 mod adapt;
 mod convert;
 mod diff;
+mod grow;
 mod info;
+mod inherit;
 mod merge;
 mod models;
+mod moments;
 mod quantize;
+mod sub_model;

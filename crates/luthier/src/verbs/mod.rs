@@ -14,6 +14,7 @@ mod frontier;
 mod generate;
 mod grow;
 mod info;
+mod inherit;
 mod lineage;
 mod logits;
 mod merge;
@@ -23,6 +24,7 @@ mod prune;
 mod quantize;
 mod run;
 mod score;
+mod slice;
 mod transfer;
 
 /// All verbs.
@@ -36,6 +38,7 @@ pub const VERBS: &[Verb] = &[
     verb::<generate::Generate>(),
     verb::<grow::Grow>(),
     verb::<info::Info>(),
+    verb::<inherit::Inherit>(),
     verb::<lineage::ShowLineage>(),
     verb::<logits::Logits>(),
     verb::<merge::Merge>(),
@@ -45,6 +48,7 @@ pub const VERBS: &[Verb] = &[
     verb::<quantize::Quantize>(),
     verb::<run::Run>(),
     verb::<score::Score>(),
+    verb::<slice::Slice>(),
     verb::<transfer::Transfer>(),
 ];
 
