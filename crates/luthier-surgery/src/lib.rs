@@ -8,6 +8,8 @@ pub mod doctor;
 mod error;
 mod fit;
 mod fused;
+mod function_check;
+pub mod grow;
 pub mod info;
 mod input;
 pub mod merge;
@@ -23,5 +25,7 @@ mod writing;
 
 pub use error::{Error, Result};
 pub use fused::fused;
+pub use function_check::Difference;
 pub use input::Input;
 pub use plan::{Plan, PlannedTensor};
+pub use prune::{inherit, sub_model};

@@ -69,7 +69,7 @@ pub fn run(a: &Checkpoint, b: &Checkpoint) -> Result<VersionDiff> {
     of_config(&difference, &mut changes);
     of_tokenizers(a, b, &mut changes)?;
     of_files(a, b, &difference, &mut changes);
-    changes.sort_by(|a, b| b.level.cmp(&a.level));
+    changes.sort_by_key(|change| std::cmp::Reverse(change.level));
     let level = changes.first().map_or(Level::None, |change| change.level);
     Ok(VersionDiff { level, changes })
 }

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const STATE: &str = "trainer_state.json";
-const OPTIMIZER: &str = "optimizer.safetensors";
+pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// trainer_state.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,7 +87,8 @@ pub(crate) fn write(
     trainer.with_masters(|trainer| {
         model_folder::write_weights(&folder.join(WEIGHTS), trainer.model(), Precision::F32)
     })?;
-    model_folder::write_vectors(&folder.join(OPTIMIZER), &trainer.optimizer().state())?;
+    let optimizer = trainer.optimizer();
+    model_folder::write_moments(&folder.join(OPTIMIZER), &optimizer.state(), optimizer.steps())?;
     put(STATE, to_text(state).as_bytes())
 }
 
@@ -96,8 +97,10 @@ pub(crate) fn read(folder: &Path, trainer: &mut Trainer) -> Result<State> {
     let state = State::read(&folder.join(STATE))?;
     let weights = F32File::open(&folder.join(WEIGHTS))?;
     let moments = F32File::open(&folder.join(OPTIMIZER))?;
+    let steps = moments.steps()?.unwrap_or(state.global_step);
     trainer.restore(
         state.position,
+        steps,
         |all| {
             for weight in all {
                 // A matrix left in its file's blocks was never trained: it is as it was opened.

@@ -9,7 +9,7 @@ use luthier_checkpoint::lineage::sha256_of_bytes;
 use luthier_text::corpus::Source;
 use serde_json::{Map, Value, json};
 
-use crate::recipe::{ModelSource, Recipe};
+use crate::recipe::{InitialState, ModelSource, Recipe};
 use crate::{Error, Result};
 
 /// A text with the source that the recipe gives it.
@@ -38,6 +38,9 @@ pub fn identity(
     map.insert("model".into(), model_identity(&recipe.model));
     if let Some(teacher) = &recipe.teacher {
         map.insert("teacher".into(), json!(place_name(teacher)));
+    }
+    if let Some(InitialState::Place(place)) = &recipe.optimizer.initial_state {
+        map["optimizer"]["initial_state"] = json!(place_name(&place.to_string_lossy()));
     }
     let data = map.get_mut("data").and_then(Value::as_object_mut).expect("a recipe has data");
     data.insert("train".into(), texts_identity(train));

@@ -7,6 +7,7 @@ mod corpus;
 mod count;
 pub mod error;
 pub mod identity;
+pub mod initial_state;
 pub mod masters;
 pub mod metrics;
 mod model_folder;

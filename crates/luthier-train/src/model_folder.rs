@@ -27,11 +27,16 @@ pub(crate) fn write_weights(path: &Path, model: &dyn Model, precision: Precision
     Ok(writer.finish()?)
 }
 
-/// Writes named f32 vectors.
-pub(crate) fn write_vectors(path: &Path, vectors: &[(String, &[f32])]) -> Result<()> {
+/// The metadata key of the steps that moments have seen.
+const STEPS: &str = "steps";
+
+/// Writes an optimizer's named f32 vectors, which have seen so many steps.
+pub(crate) fn write_moments(path: &Path, vectors: &[(String, &[f32])], steps: u64) -> Result<()> {
     let infos: Vec<TensorInfo> =
         vectors.iter().map(|(name, values)| info(name, &[values.len()], Precision::F32)).collect();
-    let mut writer = SafetensorsWriter::create_file(path, &infos, &SafetensorsWriter::pt_metadata())?;
+    let mut metadata = SafetensorsWriter::pt_metadata();
+    metadata.push((STEPS.to_string(), steps.to_string()));
+    let mut writer = SafetensorsWriter::create_file(path, &infos, &metadata)?;
     for (name, values) in vectors {
         writer.write(name, &bytes(values, Precision::F32))?;
     }
@@ -84,6 +89,16 @@ pub(crate) struct F32File {
 impl F32File {
     pub(crate) fn open(path: &Path) -> Result<F32File> {
         Ok(F32File { path: path.to_path_buf(), file: SafetensorsFile::open(path)? })
+    }
+
+    /// Steps that moments have seen; none where an older file does not say.
+    pub(crate) fn steps(&self) -> Result<Option<u64>> {
+        let Some((_, steps)) = self.file.metadata().iter().find(|(key, _)| key == STEPS) else { return Ok(None) };
+        let wrong = |_| Error::Format {
+            path: self.path.clone(),
+            what: format!("metadata key {STEPS}: wanted a number, found {steps:?}"),
+        };
+        steps.parse().map(Some).map_err(wrong)
     }
 
     /// Copies one tensor into `values`.

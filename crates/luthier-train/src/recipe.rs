@@ -193,6 +193,20 @@ pub struct OptimizerRecipe {
     /// Added to the root of the second moment; left out: 1e-8.
     #[serde(default = "default_eps")]
     pub eps: f64,
+    /// The moments to begin with, of a checkpoint (or of one that `luthier grow` made larger): `true` for those beside the
+    /// model, or a folder or file; left out: zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_state: Option<InitialState>,
+}
+
+/// Where an optimizer's first state lies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected true, or the folder of a checkpoint")]
+pub enum InitialState {
+    /// Beside the model, or nowhere.
+    Beside(bool),
+    /// A checkpoint's folder, or its optimizer.safetensors.
+    Place(PathBuf),
 }
 
 /// The optimizers.
@@ -265,6 +279,7 @@ impl Recipe {
         self.check_optimizer()?;
         self.check_schedule()?;
         self.resolve_objective()?;
+        self.optimizer.initial_state.take_if(|state| *state == InitialState::Beside(false));
         Ok(self)
     }
 

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{self, State};
 use crate::corpus;
 use crate::identity::{self, NamedText};
+use crate::initial_state;
 use crate::metrics::Entry;
 use crate::model_folder;
 use crate::objectives::{self, ModelShape};
@@ -208,7 +209,9 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
         validation_tokens: tokens.validation.n_tokens(),
     };
     let texts = Texts { train: tokens.train, validation: tokens.validation };
-    Ok((Trainer::new(recipe, student.model, objective, teacher, texts)?, parts))
+    let mut trainer = Trainer::new(recipe, student.model, objective, teacher, texts)?;
+    initial_state::load(recipe, &mut trainer)?;
+    Ok((trainer, parts))
 }
 
 /// Opens everything and puts it where the folder's run is; none where that is finished.
@@ -242,10 +245,11 @@ fn refuse_inputs_inside(recipe: &Recipe) -> Result<()> {
         }
     };
     let teacher = recipe.teacher.iter().map(|place| ("teacher", PathBuf::from(place)));
+    let state = initial_state::file(recipe)?.map(|file| ("optimizer.initial_state", file));
     let texts = recipe.data.train.iter().map(|source| ("data.train", source.path().to_path_buf()));
     let validation =
         recipe.data.validation.iter().map(|source| ("data.validation", source.path().to_path_buf()));
-    for (key, path) in model.into_iter().chain(teacher).chain(texts).chain(validation) {
+    for (key, path) in model.into_iter().chain(teacher).chain(state).chain(texts).chain(validation) {
         if path.canonicalize().is_ok_and(|path| path.starts_with(&out)) {
             let what =
                 format!("{} lies in out, {}; choose another out", path.display(), recipe.out.display());

@@ -207,11 +207,21 @@ impl Trainer {
         seen
     }
 
-    /// Puts the run where a checkpoint was: `fill_weights` writes the masters into the weights, `fill_state` each
+    /// Gives the optimizer of a run at its beginning a state that has seen so many steps; `fill` writes each of its vectors.
+    pub(crate) fn begin_with(
+        &mut self,
+        steps: u64,
+        mut fill: impl FnMut(&str, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.optimizer.restore(steps).into_iter().try_for_each(|(name, values)| fill(&name, values))
+    }
+
+    /// Puts the run where a checkpoint was, whose optimizer had taken `steps`: `fill_weights` writes the masters into the weights, `fill_state` each
     /// vector of the optimizer's state.
     pub fn restore(
         &mut self,
         position: Position,
+        steps: u64,
         fill_weights: impl FnOnce(&[Weight]) -> Result<()>,
         mut fill_state: impl FnMut(&str, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
@@ -219,7 +229,7 @@ impl Trainer {
         if let Some(masters) = &mut self.masters {
             masters.round(&self.weights)?;
         }
-        for (name, values) in self.optimizer.restore(position.step) {
+        for (name, values) in self.optimizer.restore(steps) {
             fill_state(&name, values)?;
         }
         self.position = position;

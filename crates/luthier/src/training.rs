@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use luthier_arch::LoadOptions;
 use luthier_arch::model::check_predicts_next;
-use luthier_checkpoint::lineage::Parent;
+use luthier_checkpoint::lineage::{Parent, sha256_of_file};
 use luthier_train::bench::WARM_UP_STEPS;
 use luthier_train::recipe::{ModelSource, RandomModel};
 use luthier_train::run::BoxError;
@@ -47,7 +47,11 @@ fn inputs(recipe: &Recipe) -> anyhow::Result<Value> {
         }
     };
     let teacher = recipe.teacher.as_deref().map(hashes).transpose()?;
-    Ok(json!({ "model": model, "teacher": teacher }))
+    let mut inputs = json!({ "model": model, "teacher": teacher });
+    if let Some(file) = luthier_train::initial_state::file(recipe)? {
+        inputs["optimizer_state"] = json!(sha256_of_file(&file)?.1);
+    }
+    Ok(inputs)
 }
 
 /// The config and the tokenizer that a run with random weights starts from.

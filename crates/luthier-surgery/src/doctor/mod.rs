@@ -205,7 +205,8 @@ fn of_generation_config(bytes: &[u8]) -> Vec<Finding> {
     let neutral = |key: &str, value: f64| {
         generation.get(key).and_then(Value::as_f64).is_none_or(|came| (came - value).abs() < 1e-12)
     };
-    if !samples && !(neutral("temperature", 1.0) && neutral("top_p", 1.0)) {
+    let is_neutral = neutral("temperature", 1.0) && neutral("top_p", 1.0);
+    if !samples && !is_neutral {
         let what = "temperature or top_p is set, but do_sample is not true: it is not used, and transformers complains";
         let fix = "set do_sample to true, or remove temperature and top_p";
         return vec![Finding::new(Severity::Warning, NAME, what, fix)];

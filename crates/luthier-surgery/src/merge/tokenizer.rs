@@ -53,7 +53,7 @@ pub(super) fn side_files(
 
 /// Replaces tokenizer files by those of the model whose tokenizer it is, or by the extended one's.
 fn put_tokenizer(
-    files: &mut Vec<SideFile>,
+    files: &mut [SideFile],
     inputs: &[Input],
     chosen: &Chosen,
     notes: &mut Vec<String>,

@@ -14,6 +14,7 @@
 
 mod amount;
 mod cut;
+pub mod inherit;
 mod keep;
 mod losses;
 mod prepare;
@@ -22,6 +23,8 @@ mod search;
 mod shape;
 mod slice;
 mod sparse;
+pub mod sub_model;
+mod table;
 mod uneven;
 mod view;
 mod without;
@@ -137,7 +140,10 @@ pub struct Report {
 
 /// What `run` would write, from headers and scores alone.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
-    let prepared = Prepared::new(input, options, false)?;
+    planned(&Prepared::new(input, options, false)?, out)
+}
+
+fn planned(prepared: &Prepared, out: &Path) -> Result<Plan> {
     let mut notes = prepared.shape_lines();
     notes.extend(prepared.notes.clone());
     let (infos, origins) = match is_gguf_name(out) {
@@ -156,7 +162,25 @@ pub fn model(input: &Input, options: &Options) -> Result<Checkpoint> {
 /// Writes the pruned model to `out`.
 pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     let prepared = Prepared::new(input, options, true)?;
-    let summary = write(&prepared, input, out, options)?;
+    let record = Record {
+        verb: "prune",
+        recipe: options.recipe(&input.label),
+        seed: options.random,
+        measurements: options.measurements.clone(),
+    };
+    write(&prepared, input, out, options.force, record)
+}
+
+/// What a verb that cuts writes down beside the tensors.
+struct Record {
+    verb: &'static str,
+    recipe: Value,
+    seed: Option<u64>,
+    measurements: Map<String, Value>,
+}
+
+fn write(prepared: &Prepared, input: &Input, out: &Path, force: bool, record: Record) -> Result<Report> {
+    let summary = written(prepared, input, out, force, record)?;
     let mut notes = prepared.shape_lines();
     notes.extend(prepared.notes.clone());
     Ok(Report {
@@ -169,21 +193,27 @@ pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     })
 }
 
-fn write(prepared: &Prepared, input: &Input, out: &Path, options: &Options) -> Result<LedgerSummary> {
+fn written(
+    prepared: &Prepared,
+    input: &Input,
+    out: &Path,
+    force: bool,
+    record: Record,
+) -> Result<LedgerSummary> {
     let model = prepared.model(out);
     let job = Job {
-        verb: "prune",
-        recipe: options.recipe(&input.label),
-        seed: options.random,
+        verb: record.verb,
+        recipe: record.recipe,
+        seed: record.seed,
         inputs: vec![input],
         origins: prepared.origins.clone(),
         dropped: prepared.dropped.clone(),
     };
-    let measurements = options.measurements.clone();
+    let measurements = record.measurements;
     if is_gguf_name(out) {
-        return write_model(&model, None, out, options.force, job, measurements);
+        return write_model(&model, None, out, force, job, measurements);
     }
-    write_folder(&model, out, options.force, job, |staged| {
+    write_folder(&model, out, force, job, |staged| {
         let layout = luthier_arch::check_headers(staged)?;
         let (wanted, came) = (prepared.parameters().1, layout.parameters());
         if wanted != came {

@@ -46,6 +46,8 @@ struct Subject<'s> {
     scored: Scored,
     /// Its tensors in the types of the output.
     cast: Arc<dyn TensorSource>,
+    /// Why a layer goes.
+    reason: &'static str,
 }
 
 impl Prepared {
@@ -56,6 +58,45 @@ impl Prepared {
         let (keeps, candidates) = subject.choose(&mut notes)?;
         let prepared = subject.prepared(keeps, notes)?;
         Ok(Prepared { candidates, ..prepared })
+    }
+
+    /// Of units that `score` finds the highest scores for; it sees the layout, the sizes and the weights, and the scores that
+    /// the options name. `reason`: why a layer that goes does.
+    pub(super) fn scored(
+        input: &Input,
+        options: &Options,
+        hashes: bool,
+        reason: &'static str,
+        score: impl FnOnce(&Layout, &ModelSizes, &dyn TensorSource, Option<Scores>) -> Result<Scores>,
+    ) -> Result<Prepared> {
+        let mut subject = Subject::new(input, options, hashes)?;
+        subject.reason = reason;
+        let given = subject.scored.take();
+        let scores = score(&subject.before, &subject.old, subject.cast.as_ref(), given)?;
+        subject.scored = Scored::new(Some(scores), None);
+        let mut notes = quantised_note(input, options);
+        let (keeps, _) = subject.choose(&mut notes)?;
+        subject.prepared(keeps, notes)
+    }
+
+    /// Of the units that `keep` names. `reason`: why a layer that goes does.
+    pub(super) fn kept(
+        input: &Input,
+        options: &Options,
+        reason: &'static str,
+        keep: impl FnOnce(&Layout, &ModelSizes) -> Result<Vec<StackKeep>>,
+    ) -> Result<Prepared> {
+        let mut subject = Subject::new(input, options, false)?;
+        subject.reason = reason;
+        let keeps = keep(&subject.before, &subject.old)?;
+        let notes = quantised_note(input, options);
+        subject.prepared(keeps, notes)
+    }
+
+    /// Adds files that travel with the model, in place of those of the same names.
+    pub(super) fn add_side_files(&mut self, files: Vec<luthier_checkpoint::SideFile>) {
+        self.side_files.retain(|old| files.iter().all(|new| new.name != old.name));
+        self.side_files.extend(files);
     }
 
     /// The model without one layer of stack number `stack`.
@@ -175,7 +216,8 @@ impl<'s> Subject<'s> {
         let scored = scored(input, &before, options, hashes)?;
         let folder_type = |info: &TensorInfo| folder_type(info.dtype, options.dtype);
         let cast = Arc::new(Cast::new(Arc::clone(&checkpoint.tensors), folder_type));
-        Ok(Subject { input, options, before, old, scored, cast })
+        let reason = "its layer has a low block influence";
+        Ok(Subject { input, options, before, old, scored, cast, reason })
     }
 
     /// The units that stay: of the shape that was asked for, or of the best that fits the budget and can be written.
@@ -246,7 +288,7 @@ impl<'s> Subject<'s> {
             after,
             keeps,
             origins: made.origins,
-            dropped: dropped(self.input, &self.before, &made.used),
+            dropped: dropped(self.input, &self.before, &made.used, self.reason),
             candidates: Vec::new(),
             notes,
             before: self.before,
@@ -407,7 +449,12 @@ fn origin(piece: &Piece, stored: Dtype, dtype: Dtype, options: &Options) -> Orig
 }
 
 /// Tensors of the input that are not in the output, and why.
-fn dropped(input: &Input, before: &Layout, used: &[String]) -> Vec<(usize, String, String)> {
+fn dropped(
+    input: &Input,
+    before: &Layout,
+    used: &[String],
+    of_layer: &str,
+) -> Vec<(usize, String, String)> {
     let mut dropped = Vec::new();
     for info in input.checkpoint.tensors.infos() {
         if used.contains(&info.name) {
@@ -416,7 +463,7 @@ fn dropped(input: &Input, before: &Layout, used: &[String]) -> Vec<(usize, Strin
         let spec = before.tensors.iter().find(|spec| spec.name == info.name);
         let tie = before.ties.iter().find(|tie| tie.name == info.name);
         let reason = match (spec, tie) {
-            (Some(_), _) => "its layer has a low block influence".to_string(),
+            (Some(_), _) => of_layer.to_string(),
             (None, Some(tie)) => format!("repeats {}", tie.target),
             (None, None) => "a buffer that follows from the config".to_string(),
         };

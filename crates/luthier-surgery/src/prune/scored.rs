@@ -18,6 +18,11 @@ impl Scored {
         Scored { scores, random }
     }
 
+    /// What was measured, where there is anything.
+    pub(super) fn take(&mut self) -> Option<Scores> {
+        self.scores.take()
+    }
+
     fn get(&self, name: &str, len: usize) -> Result<Vec<f64>> {
         if let Some(seed) = self.random {
             return Ok(drawn(name, seed, len));

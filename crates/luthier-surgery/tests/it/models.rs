@@ -81,3 +81,24 @@ pub(crate) fn names(folder: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// The folder of a tiny model of that name among the golden files.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name)
+}
+
+/// One tiny model of every kind among the golden files: tied and untied heads, biases, grouped keys, norms of heads, windows,
+/// biases by distance, encoder-decoders of one and of two embeddings.
+pub(crate) const GOLDEN: [&str; 11] = [
+    "encoder-decoder",
+    "gemma2",
+    "llama",
+    "llama-tied",
+    "mistral",
+    "mt5",
+    "qwen2",
+    "qwen3",
+    "t5",
+    "t5-v1_1",
+    "t5gemma",
+];

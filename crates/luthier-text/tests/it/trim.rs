@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use luthier_text::Tokenizer;
 use luthier_text::sentencepiece::{Algorithm, Piece, PieceKind, SentencePieceModel};
-use luthier_text::trim::{Kind, Trimmer};
+use luthier_text::trim::Trimmer;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -91,6 +91,10 @@ impl Optimizer for AdamW {
         Ok(())
     }
 
+    fn steps(&self) -> u64 {
+        self.steps
+    }
+
     fn state(&self) -> Vec<(String, &[f32])> {
         self.moments
             .iter()

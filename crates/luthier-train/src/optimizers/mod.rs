@@ -12,6 +12,9 @@ pub trait Optimizer: Send {
     /// One step: weights move by their gradients times `gradient_scale`.
     fn step(&mut self, weights: &[Weight], lr: f64, gradient_scale: f64) -> Result<()>;
 
+    /// Steps that the state has seen.
+    fn steps(&self) -> u64;
+
     /// The state's vectors by name, in a fixed order.
     fn state(&self) -> Vec<(String, &[f32])>;
 

@@ -15,7 +15,9 @@ mod doctor;
 mod embed;
 mod frontier;
 mod generate;
+mod grow;
 mod info;
+mod inherit;
 mod lineage;
 mod logits;
 mod merge;
@@ -27,6 +29,7 @@ mod quantize;
 mod replay;
 mod run;
 mod score;
+mod slice;
 mod transfer;
 mod trim_vocab;
 mod version;
@@ -45,7 +48,9 @@ pub const VERBS: &[Verb] = &[
     verb::<embed::Embed>(),
     verb::<frontier::Frontier>(),
     verb::<generate::Generate>(),
+    verb::<grow::Grow>(),
     verb::<info::Info>(),
+    verb::<inherit::Inherit>(),
     verb::<lineage::ShowLineage>(),
     verb::<logits::Logits>(),
     verb::<merge::Merge>(),
@@ -57,6 +62,7 @@ pub const VERBS: &[Verb] = &[
     verb::<replay::Replay>(),
     verb::<run::Run>(),
     verb::<score::Score>(),
+    verb::<slice::Slice>(),
     verb::<transfer::Transfer>(),
     verb::<version::Version>(),
     verb::<trim_vocab::TrimVocab>(),

@@ -175,17 +175,7 @@ impl Act for Prune {
             ]);
         }
         let result = prune::run(&input, &self.out, &options)?;
-        for note in &result.notes {
-            session.note(note);
-        }
-        let (before, after) = result.parameters;
-        let mut text = format!(
-            "{}: {after} of {before} parameters ({:.1}%), {} tensors, {} of them as they were",
-            self.out.display(),
-            100.0 * after as f64 / before as f64,
-            result.tensors,
-            result.copied_tensors
-        );
+        let Report { mut json, mut text } = report(session, &self.out, &result)?;
         if let Some((before, after)) = losses {
             text.push_str(&format!(
                 "\nloss {before:.4} before, {after:.4} after, in nats per token; perplexity {:.3} and {:.3}",
@@ -193,8 +183,6 @@ impl Act for Prune {
                 after.exp()
             ));
         }
-        let mut json = serde_json::to_value(&result)?;
-        json["out"] = json!(self.out);
         json["measurements"] = Value::Object(options.measurements);
         Ok(Report { json, text })
     }
@@ -256,4 +244,22 @@ fn loss(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<f64> {
     let tokenizer = places::tokenizer(checkpoint)?;
     let method = Method::default_of(model.as_ref());
     Ok(perplexity(model.as_ref(), &tokenizer, &name, &text, method)?.nll_nats_per_token)
+}
+
+/// What a verb that cuts a model reports.
+pub(super) fn report(session: &Session, out: &Path, result: &prune::Report) -> anyhow::Result<Report> {
+    for note in &result.notes {
+        session.note(note);
+    }
+    let (before, after) = result.parameters;
+    let text = format!(
+        "{}: {after} of {before} parameters ({:.1}%), {} tensors, {} of them as they were",
+        out.display(),
+        100.0 * after as f64 / before as f64,
+        result.tensors,
+        result.copied_tensors
+    );
+    let mut json = serde_json::to_value(result)?;
+    json["out"] = json!(out);
+    Ok(Report { json, text })
 }

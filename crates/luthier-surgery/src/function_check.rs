@@ -1,0 +1,69 @@
+//! Whether two models compute the same: their logits on one fixed sequence of tokens.
+
+use candle_core::Device;
+use luthier_arch::{LoadOptions, TokenBatch, load};
+use luthier_checkpoint::Checkpoint;
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// Tokens of the sequence.
+const N_TOKENS: usize = 24;
+
+/// How far the logits of two models lie apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Difference {
+    /// Largest |a - b|.
+    pub max_abs: f64,
+    /// The same over the largest |a|.
+    pub relative: f64,
+}
+
+/// The logits of a model after every token of the sequence; an encoder reads the same one.
+pub(crate) fn logits(model: &Checkpoint) -> Result<Vec<f32>> {
+    let model = load(model, &LoadOptions { trainable: false, device: Device::Cpu })?;
+    let tokens = fixed_tokens(model.vocab_size());
+    let encoded = match model.is_encoder_decoder() {
+        true => Some(model.encode(&tokens)?),
+        false => None,
+    };
+    let states = model.hidden(&tokens, encoded.as_ref(), None)?;
+    let logits = model.logits(&states)?;
+    let flat = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+    Ok(flat.map_err(luthier_arch::Error::from)?)
+}
+
+/// How far `came` lies from `wanted`; `check` names the comparison where they are not of one length.
+pub(crate) fn difference(check: &str, wanted: &[f32], came: &[f32]) -> Result<Difference> {
+    if came.len() != wanted.len() {
+        let (wanted, came) = (format!("{} logits", wanted.len()), format!("{} logits", came.len()));
+        return Err(Error::Check { check: check.to_string(), wanted, came });
+    }
+    let differences = wanted.iter().zip(came).map(|(wanted, came)| f64::from(wanted - came).abs());
+    // Not f64::max, which would let a NaN pass.
+    let max_abs =
+        differences.fold(0.0, |largest, difference| if difference <= largest { largest } else { difference });
+    let largest = wanted.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
+    let relative = if max_abs == 0.0 { 0.0 } else { max_abs / largest };
+    Ok(Difference { max_abs, relative })
+}
+
+/// The same tokens for every model of a vocabulary, spread over all of it.
+fn fixed_tokens(vocab_size: usize) -> TokenBatch {
+    let ids = (0..N_TOKENS as u64).map(|idx| ((idx + 1) * 2_654_435_761 % vocab_size as u64) as u32);
+    TokenBatch { ids: ids.collect(), rows: 1, segments: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_measured_and_no_number_is_no_zero() {
+        let found = difference("x", &[1.0, -4.0], &[1.5, -4.0]).unwrap();
+        assert_eq!(found, Difference { max_abs: 0.5, relative: 0.125 });
+        assert_eq!(difference("x", &[0.0], &[0.0]).unwrap(), Difference::default());
+        assert!(difference("x", &[1.0, 2.0], &[f32::NAN, 2.0]).unwrap().max_abs.is_nan());
+        assert!(difference("x", &[1.0], &[1.0, 2.0]).is_err());
+    }
+}
