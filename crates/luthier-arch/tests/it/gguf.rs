@@ -162,7 +162,7 @@ fn a_pooling_type_becomes_the_files_of_sentence_transformers() {
 fn tensors_beside_the_file_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("beside.gguf");
-    let mut check = |text: &str, bytes: usize, wanted: &str| {
+    let check = |text: &str, bytes: usize, wanted: &str| {
         write_edited(&path, &golden("bert-plain"), |metadata| {
             metadata.push((BESIDE_KEY.to_string(), GgufValue::String(text.to_string())));
             let key = format!("{TENSOR_KEY}pooler.dense.bias");
