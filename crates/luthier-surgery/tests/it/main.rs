@@ -14,7 +14,7 @@ mod models;
 mod moments;
 mod quantize;
 mod quantize_refusals;
+mod sub_model;
 mod target_size;
 mod trim_vocab;
 mod vocabulary;
-mod sub_model;
