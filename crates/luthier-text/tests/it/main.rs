@@ -9,3 +9,4 @@ mod malformed;
 mod sentencepiece;
 mod small;
 mod tokenizer;
+mod word_piece;
