@@ -160,7 +160,10 @@ fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
     let mut names = HashMap::new();
     for tensor in write::tensors(&shape, architecture)? {
         if let GgufOrigin::Tensor { name, transform } = tensor.origin {
-            names.insert(tensor.name, (name, transform));
+            // Files of llama.cpp's own converter hold the norm as the folder has it.
+            let is_plain =
+                matches!(transform, Transform::ScaleStates { .. }) && !encoder_decoder::is_scaled(&gguf);
+            names.insert(tensor.name, (name, if is_plain { Transform::Keep } else { transform }));
         }
     }
     let (mut infos, mut origins) = (Vec::new(), HashMap::new());

@@ -6,6 +6,7 @@ mod doctor;
 mod keeping;
 mod kept;
 mod memory;
+mod embed;
 mod merge;
 mod outputs;
 mod recipes;
