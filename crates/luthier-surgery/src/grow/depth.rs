@@ -19,7 +19,10 @@ enum Fate {
     Whole,
     Fresh,
     /// These blocks add nothing.
-    Silent { attention: bool, feed_forward: bool },
+    Silent {
+        attention: bool,
+        feed_forward: bool,
+    },
 }
 
 /// The layers of the grown stack, in order.

@@ -15,18 +15,14 @@ use super::piece::{Fill, Form, Wider};
 
 /// The sizes of the grown stack. Widths of heads stay.
 pub(super) fn sizes(stack: &StackSizes, times: usize, operation: Operation) -> NewStack {
-    let wider = |heads: HeadSizes| HeadSizes {
-        query: heads.query * times,
-        kv: heads.kv * times,
-        width: heads.width,
-    };
+    let wider =
+        |heads: HeadSizes| HeadSizes { query: heads.query * times, kv: heads.kv * times, width: heads.width };
     let layers = stack.layers.iter().map(|layer| LayerSizes {
         inner: layer.inner.map(|inner| inner * times),
         heads: layer.heads.map(wider),
         ..layer.clone()
     });
-    let norm_eps =
-        if operation == Operation::Zero { stack.norm_eps / times as f64 } else { stack.norm_eps };
+    let norm_eps = if operation == Operation::Zero { stack.norm_eps / times as f64 } else { stack.norm_eps };
     NewStack {
         width: stack.width * times,
         norm_eps,

@@ -449,12 +449,7 @@ fn origin(piece: &Piece, stored: Dtype, dtype: Dtype, options: &Options) -> Orig
 }
 
 /// Tensors of the input that are not in the output, and why.
-fn dropped(
-    input: &Input,
-    before: &Layout,
-    used: &[String],
-    of_layer: &str,
-) -> Vec<(usize, String, String)> {
+fn dropped(input: &Input, before: &Layout, used: &[String], of_layer: &str) -> Vec<(usize, String, String)> {
     let mut dropped = Vec::new();
     for info in input.checkpoint.tensors.infos() {
         if used.contains(&info.name) {
