@@ -3,10 +3,11 @@
 
 mod commands;
 mod doctor;
+mod embed;
+mod grow;
 mod keeping;
 mod kept;
 mod memory;
-mod embed;
 mod merge;
 mod outputs;
 mod recipes;

@@ -12,12 +12,14 @@ use crate::{command, files, json};
 const KILLS: u32 = 7;
 
 /// Verbs with their arguments, OUT the one that begins with `out`. `a` and `b` are the built-in model, `b` in f32.
-const VERBS: [&[&str]; 6] = [
+const VERBS: [&[&str]; 8] = [
     &["adapt", "a", "out"],
     &["convert", "a", "out.gguf"],
+    &["grow", "a", "out", "--op", "zero", "--depth", "2"],
     &["merge", "ties.yaml", "out"],
     &["quantize", "a", "out.gguf", "--to", "Q4_K_M"],
     &["quantize", "a", "out", "--to", "nf4"],
+    &["slice", "a", "out", "--ffn", "16"],
     &["transfer", "--from", "a", "--tuned", "b", "--onto", "builtin", "out"],
 ];
 
