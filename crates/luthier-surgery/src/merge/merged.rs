@@ -133,8 +133,7 @@ impl TensorSource for Merged {
         let stored = self.stored(piece, 0..n_values)?;
         let tensors = stored.iter().map(|stored| widened(stored, n_values)).collect::<Result<Vec<_>>>()?;
         drop(stored);
-        let merged = self.merge(piece, &piece.info.shape, 0, &tensors, Vec::new(), &[])?;
-        drop(tensors);
+        let merged = self.merge_whole(piece, tensors)?;
         let info = &piece.info;
         in_pieces(info, n_values, &|start, target: &mut [u8]| {
             let len = target.len() / info.dtype.block().1;
@@ -165,6 +164,27 @@ impl TensorSource for Merged {
 }
 
 impl Merged {
+    /// Merges whole tensors. Rows that stand for no token are merged by themselves, so that they have no say in angles and
+    /// sums over those that do.
+    fn merge_whole(&self, piece: &Piece, mut tensors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
+        let shape = &piece.info.shape;
+        let n_tokens = piece.rows.as_ref().map_or(shape[0], |rows| rows.n_tokens());
+        let width: usize = shape[1..].iter().product();
+        if n_tokens == 0 || n_tokens >= shape[0] {
+            return self.merge(piece, shape, 0, &tensors, Vec::new(), &[]);
+        }
+        let rest: Vec<Vec<f32>> =
+            tensors.iter_mut().map(|values| values.split_off(n_tokens * width)).collect();
+        let part = |rows: usize, first: usize, values: &[Vec<f32>]| {
+            let shape = [&[rows], &shape[1..]].concat();
+            self.merge(piece, &shape, first, values, Vec::new(), &[])
+        };
+        let mut merged = part(n_tokens, 0, &tensors)?;
+        drop(tensors);
+        merged.extend(part(shape[0] - n_tokens, n_tokens * width, &rest)?);
+        Ok(merged)
+    }
+
     fn piece(&self, name: &str) -> Result<&Piece> {
         let number = self.numbers.get(name);
         number
