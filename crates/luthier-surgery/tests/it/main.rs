@@ -8,4 +8,5 @@ mod diff;
 mod info;
 mod merge;
 mod models;
+mod prune;
 mod quantize;
