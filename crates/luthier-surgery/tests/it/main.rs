@@ -12,6 +12,7 @@ mod inherit;
 mod merge;
 mod models;
 mod moments;
+mod prune;
 mod quantize;
 mod quantize_refusals;
 mod sub_model;
