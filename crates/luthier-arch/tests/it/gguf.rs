@@ -358,11 +358,7 @@ fn metadata_that_lies_is_refused() {
     check("llama.attention.value_length", Some(GgufValue::U32(6)), "they must be equal");
     check("llama.expert_count", Some(GgufValue::U32(8)), "experts are not supported");
     check("llama.rope.dimension_count", Some(GgufValue::U32(2)), "partly turned heads");
-    check(
-        "llama.block_count",
-        Some(GgufValue::U32(u32::MAX)),
-        "num_hidden_layers: expected a whole number from 1",
-    );
+    check("llama.block_count", Some(GgufValue::U32(u32::MAX)), "llama.block_count: expected 1 to 4096");
     check(
         CONFIG_KEY,
         Some(GgufValue::String("{".to_string())),

@@ -65,7 +65,7 @@ fn end_ids_come_from_generation_config_before_config() {
 #[test]
 fn refusals_name_file_and_way_out() {
     let error = |files: &Files| Tokenizer::from_files(files).unwrap_err().to_string();
-    expect![[r#"no tokenizer: looked for tokenizer.json, tokenizer.model, spiece.model, sentencepiece.bpe.model, spm.model, found config.json; add one of them to the model folder"#]]
+    expect!["no tokenizer: looked for tokenizer.json, tokenizer.model, spiece.model, sentencepiece.bpe.model, spm.model, vocab.txt, found config.json; add one of them to the model folder"]
         .assert_eq(&error(&Files::from([("config.json".to_owned(), b"{}".to_vec())])));
     expect!["tokenizer.json: EOF while parsing an object at line 1 column 1"]
         .assert_eq(&error(&Files::from([("tokenizer.json".to_owned(), b"{".to_vec())])));

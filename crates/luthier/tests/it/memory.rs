@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{command, json};
 
 /// Of the mapped inputs: the tensor at hand, that of the hash, and what the system maps around them.
-const MAPPED_BYTES: u64 = 6 << 20;
+const MAPPED_BYTES: u64 = 12 << 20;
 
 /// A model folder of random weights with that many layers of 2 MB each.
 fn make(at: &Path, name: &str, layers: usize) {
