@@ -42,6 +42,7 @@ impl<'a> Metadata<'a> {
         let own = known.iter().filter(is_named).find(|(known, _)| known.model_type == self.architecture);
         own.or_else(|| known.iter().find(is_named)).copied().ok_or_else(|| {
             let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+            names.sort_unstable();
             names.dedup();
             Error::UnknownArchitecture { model_type: self.architecture.to_string(), known: names.join(", ") }
         })
