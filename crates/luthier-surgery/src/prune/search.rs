@@ -65,6 +65,9 @@ pub struct Candidate {
     pub loss: f64,
 }
 
+/// A shape that fits, and what it is made of.
+pub(super) type Found = (Candidate, Vec<StackShape>);
+
 /// What a search works on.
 pub(super) struct Search<'s> {
     pub(super) layout: &'s Layout,
@@ -111,7 +114,7 @@ impl Search<'_> {
         )))
     }
 
-    fn candidates(&self, limits: (f64, f64)) -> Result<Vec<(Candidate, Vec<StackShape>)>> {
+    fn candidates(&self, limits: (f64, f64)) -> Result<Vec<Found>> {
         let axes = Axes::new(self, limits)?;
         let mut found = Vec::new();
         for layers in &axes.layers {
@@ -138,7 +141,7 @@ impl Search<'_> {
 }
 
 /// The candidates to report.
-pub(super) fn reported(found: &[(Candidate, Vec<StackShape>)]) -> Vec<Candidate> {
+pub(super) fn reported(found: &[Found]) -> Vec<Candidate> {
     found.iter().take(REPORTED).map(|(candidate, _)| candidate.clone()).collect()
 }
 
