@@ -20,6 +20,14 @@ pub enum Space {
     QueryHeads,
     /// Buckets of distances between tokens.
     Buckets,
+    /// Routed experts, one number each.
+    Experts,
+    /// The inner width of one routed expert.
+    ExpertFfn,
+    /// Shared experts, one number each.
+    SharedExperts,
+    /// The inner width of the shared expert.
+    SharedFfn,
 }
 
 /// Which stack of layers a tensor belongs to.
@@ -88,6 +96,22 @@ pub enum Part {
     UpBias,
     /// Bias of the down projection.
     DownBias,
+    /// Scores of the routed experts.
+    Router,
+    /// Gate projection of the routed expert of this number.
+    ExpertGate(usize),
+    /// Its up projection.
+    ExpertUp(usize),
+    /// Its down projection.
+    ExpertDown(usize),
+    /// How much the shared expert counts.
+    SharedRouter,
+    /// Gate projection of the shared expert.
+    SharedGate,
+    /// Its up projection.
+    SharedUp,
+    /// Its down projection.
+    SharedDown,
 }
 
 /// Where a tensor stands: stack, layer, part.
