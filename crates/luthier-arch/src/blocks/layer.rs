@@ -6,7 +6,7 @@ use luthier_ops::attention::KvCache;
 use luthier_ops::{Result, Tensor, residual};
 
 use super::attention::{Attention, AttentionShape, Reads};
-use super::feed_forward::{FeedForward, FeedForwardShape};
+use super::mlp::{Mlp, MlpShape};
 use super::names::{StackNames, in_layer};
 use super::norm::{Norm, NormShape};
 use super::pass::Pass;
@@ -20,8 +20,8 @@ use crate::weights::WeightSet;
 pub struct LayerShape {
     /// Self-attention.
     pub attention: AttentionShape,
-    /// Feed-forward.
-    pub feed_forward: FeedForwardShape,
+    /// Feed-forward, or experts.
+    pub feed_forward: MlpShape,
 }
 
 impl LayerShape {
@@ -93,12 +93,22 @@ pub struct Layer {
     attention: Attention,
     cross: Option<(Around, Attention)>,
     feed_forward_norms: Around,
-    feed_forward: FeedForward,
+    feed_forward: Mlp,
 }
 
 impl Layer {
-    /// x: [b, t, m] -> [b, t, m].
-    pub fn forward(&self, x_btm: &Tensor, pass: &Pass, cache: Option<LayerCache>) -> Result<Tensor> {
+    /// e, where it has experts.
+    pub fn experts(&self) -> Option<usize> {
+        self.feed_forward.experts()
+    }
+
+    /// x: [b, t, m] -> [b, t, m], and the logits of its router [b * t, e] where it has experts.
+    pub fn forward(
+        &self,
+        x_btm: &Tensor,
+        pass: &Pass,
+        cache: Option<LayerCache>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let (own_cache, cross_cache) = match cache {
             Some(cache) => (Some(cache.own), cache.cross),
             None => (None, None),
@@ -110,7 +120,13 @@ impl Layer {
             };
             x_btm = norms.run(&x_btm, |x| attention.cross(x, encoded_bse, pass, cross_cache))?;
         }
-        self.feed_forward_norms.run(&x_btm, |x| self.feed_forward.forward(x))
+        let mut logits_ne = None;
+        let y_btm = self.feed_forward_norms.run(&x_btm, |x| {
+            let (y, logits) = self.feed_forward.forward(x)?;
+            logits_ne = logits;
+            Ok(y)
+        })?;
+        Ok((y_btm, logits_ne))
     }
 }
 

@@ -4,9 +4,11 @@
 pub mod attention;
 pub mod decoder_only;
 pub mod encoder_decoder;
+pub mod experts;
 pub mod feed_forward;
 pub mod layer;
 pub mod linear;
+pub mod mlp;
 pub mod names;
 pub mod norm;
 pub mod pass;

@@ -13,6 +13,10 @@ use crate::{Error, Result};
 
 /// What rotary frequencies are divided by.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The embedding.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
+/// Those whose files say how many experts there are.
+const WITH_EXPERTS: &[&str] = &["mixtral", "qwen2_moe", "qwen3_moe"];
 /// The head, where it is not the embedding.
 pub(super) const HEAD: &str = "output.weight";
 
@@ -34,19 +38,23 @@ impl<'a> Metadata<'a> {
     pub(super) fn architecture(&self) -> Result<(&'static Architecture, GgufDialect)> {
         let dialects = ARCHITECTURES.iter().filter_map(|a| a.gguf.map(|dialect| (a, dialect)));
         let known: Vec<_> = dialects.collect();
-        if self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0) {
-            return Err(Error::config(self.name("expert_count"), "models with experts are not supported"));
+        let has_experts = self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0);
+        let called = known.iter().filter(|(_, dialect)| dialect.architecture == self.architecture);
+        let has_called = called.clone().next().is_some();
+        let mut fitting = called.filter(|(a, _)| WITH_EXPERTS.contains(&a.model_type) == has_experts);
+        let found = fitting.next().copied();
+        if found.is_none() && has_called {
+            let what = match has_experts {
+                true => "models of this architecture with experts are not supported",
+                false => "missing or 0; models of this architecture have experts",
+            };
+            return Err(Error::config(self.name("expert_count"), what));
         }
-        known.iter().find(|(_, dialect)| dialect.architecture == self.architecture).copied().ok_or_else(
-            || {
-                let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
-                names.dedup();
-                Error::UnknownArchitecture {
-                    model_type: self.architecture.to_string(),
-                    known: names.join(", "),
-                }
-            },
-        )
+        found.ok_or_else(|| {
+            let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+            names.dedup();
+            Error::UnknownArchitecture { model_type: self.architecture.to_string(), known: names.join(", ") }
+        })
     }
 
     fn name(&self, key: &str) -> String {
@@ -62,9 +70,10 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn embedding(&self) -> Result<&'a TensorInfo> {
-        const NAME: &str = "token_embd.weight";
-        let info = self.info(NAME).filter(|info| info.shape.len() == 2);
-        info.ok_or_else(|| Error::tensor(NAME, "missing or not a matrix; every model has this embedding"))
+        let info = self.info(EMBEDDING).filter(|info| info.shape.len() == 2);
+        info.ok_or_else(|| {
+            Error::tensor(EMBEDDING, "missing or not a matrix; every model has this embedding")
+        })
     }
 
     /// Rows of the embedding, which a key of its own may repeat but not contradict.
@@ -184,6 +193,31 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// What Qwen's models with experts say of them.
+    fn experts(&self, normalized: bool) -> Result<Vec<(&'static str, Value)>> {
+        let used = self.uniform("expert_used_count")?;
+        let shared_out = || -> Result<Value> {
+            let inner = self.uniform("feed_forward_length")?;
+            let size = inner.as_u64().zip(used.as_u64()).and_then(|(inner, used)| inner.checked_div(used));
+            size.map(|size| json!(size))
+                .ok_or_else(|| Error::config(self.name("expert_used_count"), "expected at least 1"))
+        };
+        let inner = match self.get("expert_feed_forward_length") {
+            Some(_) => self.uniform("expert_feed_forward_length")?,
+            None => shared_out()?,
+        };
+        Ok(vec![
+            ("hidden_act", json!("silu")),
+            ("num_experts", self.size("expert_count")?),
+            ("num_experts_per_tok", used),
+            ("moe_intermediate_size", inner),
+            ("norm_topk_prob", json!(normalized)),
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!([])),
+            ("use_sliding_window", json!(false)),
+        ])
+    }
+
     /// What single architectures add.
     pub(super) fn peculiarities(&self, model_type: &str) -> Result<Vec<(&'static str, Value)>> {
         let has = |name: &str| self.info(name).is_some();
@@ -199,6 +233,22 @@ impl<'a> Metadata<'a> {
                 ("use_sliding_window", json!(false)),
                 ("attention_bias", json!(has("blk.0.attn_q.bias"))),
             ],
+            "mixtral" => vec![
+                ("hidden_act", json!("silu")),
+                ("num_local_experts", self.size("expert_count")?),
+                ("num_experts_per_tok", self.uniform("expert_used_count")?),
+            ],
+            "qwen2_moe" => {
+                let mut keys = self.experts(false)?;
+                let shared =
+                    self.optional_size("expert_shared_feed_forward_length")?.filter(|size| *size > 0);
+                let shared =
+                    shared.map_or_else(|| self.uniform("feed_forward_length"), |size| Ok(json!(size)))?;
+                keys.push(("shared_expert_intermediate_size", shared));
+                keys.push(("qkv_bias", json!(has("blk.0.attn_q.bias"))));
+                keys
+            }
+            "qwen3_moe" => self.experts(true)?,
             "gemma2" => {
                 let heads = self.uniform("attention.head_count")?;
                 let (layers, width) = (self.size("block_count")?, self.size("embedding_length")?);

@@ -12,7 +12,8 @@ use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value, json};
 
 use super::agreement;
-use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
+use super::metadata::{EMBEDDING, HEAD, Metadata, ROPE_FACTORS};
+use super::names::{expert_of, experts_of, stored_shape};
 use super::{CONFIG_KEY, GgufDialect, Transform, name_of};
 use crate::blocks::stack::StackShape;
 use crate::table::{self, ModelShape};
@@ -21,10 +22,10 @@ use crate::{Error, Result};
 /// Opens a model folder, a lone file of PyTorch's with its config.json beside it, or a GGUF file as if it were a folder.
 pub fn open(place: &Path) -> Result<Checkpoint> {
     if place.is_dir() {
-        return Ok(Checkpoint::open_folder(place)?);
+        return crate::fused::split(Checkpoint::open_folder(place)?);
     }
     if luthier_checkpoint::torch::is_torch_name(place) {
-        return Ok(Checkpoint::open_torch_file(place)?);
+        return crate::fused::split(Checkpoint::open_torch_file(place)?);
     }
     open_gguf(place)
 }
@@ -74,12 +75,22 @@ fn fits(config: &Map<String, Value>, gguf: &Gguf) -> Result<bool> {
     let (layout, ..) = decoder_only(config)?;
     let infos: HashMap<&str, &TensorInfo> =
         gguf.infos().iter().map(|info| (info.name.as_str(), info)).collect();
-    let tied = layout.ties.iter().all(|tie| !infos.contains_key(HEAD) || tie.name != "lm_head.weight");
+    let is_head = |tie: &luthier_checkpoint::layout::Tie| tie.name == "lm_head.weight";
+    let tied = !infos.contains_key(HEAD) || !layout.ties.iter().any(is_head) || repeats_embedding(gguf)?;
+    let experts = experts_of(&layout);
     let same = |spec: &luthier_checkpoint::layout::TensorSpec| {
         let info = name_of(spec.role).and_then(|name| infos.get(name.as_str()).copied());
-        info.is_some_and(|info| info.shape == spec.shape)
+        info.is_some_and(|info| info.shape == stored_shape(spec, &experts))
     };
     Ok(tied && layout.tensors.iter().all(same))
+}
+
+/// Whether the head is the embedding once more.
+fn repeats_embedding(gguf: &Gguf) -> Result<bool> {
+    let info = |name: &str| gguf.infos().iter().find(|info| info.name == name);
+    let (Some(head), Some(embedding)) = (info(HEAD), info(EMBEDDING)) else { return Ok(false) };
+    let same = head.dtype == embedding.dtype && head.shape == embedding.shape;
+    Ok(same && gguf.read(HEAD)?[..] == gguf.read(EMBEDDING)?[..])
 }
 
 fn decoder_only(config: &Map<String, Value>) -> Result<(Layout, StackShape, GgufDialect)> {
@@ -96,7 +107,16 @@ fn decoder_only(config: &Map<String, Value>) -> Result<(Layout, StackShape, Gguf
 struct Renamed {
     gguf: Arc<Gguf>,
     infos: Vec<TensorInfo>,
-    origins: HashMap<String, (TensorInfo, Transform)>,
+    origins: HashMap<String, Stored>,
+}
+
+/// Where a tensor lies in the file.
+struct Stored {
+    /// The file's tensor.
+    info: TensorInfo,
+    transform: Transform,
+    /// Number of the expert, and of how many, where the file's tensor holds all of a layer.
+    expert: Option<(usize, usize)>,
 }
 
 impl TensorSource for Renamed {
@@ -105,11 +125,17 @@ impl TensorSource for Renamed {
     }
 
     fn read(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
-        let Some((info, transform)) = self.origins.get(name) else {
+        let Some(Stored { info, transform, expert }) = self.origins.get(name) else {
             let what = format!("is not in {}", self.gguf.path().display());
             return Err(luthier_checkpoint::Error::Tensor { name: name.to_string(), what });
         };
-        let bytes = self.gguf.read(&info.name)?;
+        let mut bytes = self.gguf.read(&info.name)?;
+        if let Some((number, experts)) = expert {
+            let own = bytes.len() / experts;
+            let outside =
+                || luthier_checkpoint::Error::tensor(name, "lies outside of the tensor that holds it");
+            bytes = bytes.part(number * own..(number + 1) * own).ok_or_else(outside)?;
+        }
         match transform.undo(info, bytes) {
             Ok((_, bytes)) => Ok(bytes),
             Err(Error::Checkpoint(error)) => Err(error),
@@ -122,26 +148,47 @@ impl TensorSource for Renamed {
 
 fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
     let (layout, stack, dialect) = decoder_only(config)?;
-    let mut names = HashMap::new();
+    let experts = experts_of(&layout);
+    // Several experts lie in one tensor.
+    let mut names: HashMap<String, Vec<&luthier_checkpoint::layout::TensorSpec>> = HashMap::new();
     for spec in &layout.tensors {
         if let Some(name) = name_of(spec.role) {
-            names.insert(name, (spec.name.clone(), Transform::of(spec.role, &stack, &dialect)));
+            names.entry(name).or_default().push(spec);
         }
     }
+    let is_tied = layout.ties.iter().any(|tie| tie.name == "lm_head.weight");
     let (mut infos, mut origins) = (Vec::new(), HashMap::new());
     for info in gguf.infos() {
-        // The config holds what it says.
-        if info.name == ROPE_FACTORS {
+        // The config holds what it says; a head that a tied config has no place for was compared with the embedding.
+        if info.name == ROPE_FACTORS || info.name == HEAD && is_tied {
             continue;
         }
+        let mut add = |name: String, shape: Vec<usize>, transform: Transform, expert| {
+            let dtype = transform.undone_dtype(info.dtype);
+            infos.push(TensorInfo { name: name.clone(), dtype, shape });
+            let other = origins.insert(name, Stored { info: info.clone(), transform, expert });
+            other.map_or(Ok(()), |other| {
+                let what = format!("stands for the same weight as {}", other.info.name);
+                Err(Error::tensor(&info.name, what))
+            })
+        };
         // A tensor that the config has no place for keeps its name, under which it is reported.
-        let kept = (info.name.clone(), Transform::Keep);
-        let (name, transform) = names.get(&info.name).cloned().unwrap_or(kept);
-        let dtype = transform.undone_dtype(info.dtype);
-        infos.push(TensorInfo { name: name.clone(), dtype, shape: info.shape.clone() });
-        if let Some((other, _)) = origins.insert(name, (info.clone(), transform)) {
-            let what = format!("stands for the same weight as {}", other.name);
-            return Err(Error::tensor(&info.name, what));
+        let Some(specs) = names.get(&info.name) else {
+            add(info.name.clone(), info.shape.clone(), Transform::Keep, None)?;
+            continue;
+        };
+        for spec in specs {
+            let wanted = stored_shape(spec, &experts);
+            let number = expert_of(spec.role.part);
+            let fits = info.shape == wanted;
+            if !fits && number.is_some() {
+                let what = format!("expected shape {wanted:?} from the metadata, found {:?}", info.shape);
+                return Err(Error::tensor(&info.name, what));
+            }
+            // Others of the wrong shape are named by whoever compares them with the config.
+            let shape = if fits { spec.shape.clone() } else { info.shape.clone() };
+            let expert = number.map(|number| (number, wanted[0]));
+            add(spec.name.clone(), shape, Transform::of(spec.role, &stack, &dialect), expert)?;
         }
     }
     Ok(Renamed { gguf, infos, origins })

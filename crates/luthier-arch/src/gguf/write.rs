@@ -1,9 +1,13 @@
 //! What a GGUF file of a model holds: metadata and tensors, from its config alone.
 
+use std::collections::HashMap;
+
 use luthier_checkpoint::gguf::GgufValue;
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
+use super::metadata::HEAD;
+use super::names::{expert_of, experts_of, stored_shape};
 use super::rope_factors::factors;
 use super::{CONFIG_KEY, Transform, name_of};
 use crate::blocks::stack::{Positions, StackShape};
@@ -37,6 +41,11 @@ pub enum GgufOrigin {
         name: String,
         /// How.
         transform: Transform,
+    },
+    /// All experts of a layer, one after the other.
+    Stacked {
+        /// Their Hugging Face names.
+        names: Vec<String>,
     },
     /// Made from the config, f32.
     Made(Vec<f32>),
@@ -74,14 +83,36 @@ pub fn plan(config: &Map<String, Value>) -> Result<GgufForm> {
             origin,
         });
     }
+    let experts = experts_of(&layout);
+    let mut stacks: HashMap<String, usize> = HashMap::new();
     for spec in &layout.tensors {
         let name = name_of(spec.role).ok_or_else(|| Error::tensor(&spec.name, "has no GGUF name"))?;
+        let shape = stored_shape(spec, &experts);
+        if expert_of(spec.role.part).is_some() {
+            let at = *stacks.entry(name.clone()).or_insert_with(|| {
+                let origin = GgufOrigin::Stacked { names: Vec::new() };
+                tensors.push(GgufTensor { name, shape, origin });
+                tensors.len() - 1
+            });
+            if let GgufOrigin::Stacked { names } = &mut tensors[at].origin {
+                names.push(spec.name.clone());
+            }
+            continue;
+        }
         debug_assert!(spec.spaces.iter().all(|space| *space != Space::Vocab) || spec.role.layer.is_none());
         let origin = GgufOrigin::Tensor {
             name: spec.name.clone(),
             transform: Transform::of(spec.role, stack, &dialect),
         };
-        tensors.push(GgufTensor { name, shape: spec.shape.clone(), origin });
+        tensors.push(GgufTensor { name, shape, origin });
+    }
+    if architecture.model_type == "qwen2_moe"
+        && let Some(tie) = layout.ties.iter().find(|tie| tie.name == "lm_head.weight")
+    {
+        // llama.cpp wants a head of its own here.
+        let origin = GgufOrigin::Tensor { name: tie.target.clone(), transform: Transform::Keep };
+        let shape = vec![stack.vocab_size, stack.width];
+        tensors.push(GgufTensor { name: HEAD.to_string(), shape, origin });
     }
     Ok(GgufForm { metadata, tensors })
 }
@@ -114,7 +145,8 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
         set("context_length", size("max_position_embeddings", length)?);
     }
     set("embedding_length", size("hidden_size", stack.width)?);
-    set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner)?);
+    let inner = keys.optional_size("intermediate_size", crate::config::MAX_WIDTH)?;
+    set("feed_forward_length", size("intermediate_size", inner.unwrap_or(layer.feed_forward.inner()))?);
     set("attention.head_count", size("num_attention_heads", attention.query_heads)?);
     set("attention.head_count_kv", size("num_key_value_heads", attention.kv_heads)?);
     set("attention.key_length", size("head_dim", attention.head_dim)?);
@@ -132,6 +164,17 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
     if let Some(cap) = stack.logit_softcap {
         set("final_logit_softcapping", GgufValue::F32(cap as f32));
     }
+    if let Some(experts) = layer.feed_forward.experts() {
+        set("expert_count", size("num_experts", experts.count)?);
+        set("expert_used_count", size("num_experts_per_tok", experts.top_k)?);
+        // Mixtral's files know one width alone.
+        if architecture != "llama" {
+            set("expert_feed_forward_length", size("moe_intermediate_size", experts.inner)?);
+        }
+        if let Some(inner) = experts.shared {
+            set("expert_shared_feed_forward_length", size("shared_expert_intermediate_size", inner)?);
+        }
+    }
     scaling(keys, &mut set)?;
     Ok(metadata)
 }
@@ -148,13 +191,14 @@ fn rope_keys<'a>(keys: &Keys<'a>) -> Result<(Option<Keys<'a>>, &'a str)> {
 }
 
 fn theta(keys: &Keys) -> Result<f64> {
+    let default = if keys.optional_text("model_type")? == Some("mixtral") { 1e6 } else { 10_000.0 };
     let inner = match rope_keys(keys)?.0 {
         Some(rope) => rope.optional_positive("rope_theta")?,
         None => None,
     };
     Ok(match inner {
         Some(theta) => theta,
-        None => keys.optional_positive("rope_theta")?.unwrap_or(10_000.0),
+        None => keys.optional_positive("rope_theta")?.unwrap_or(default),
     })
 }
 
@@ -215,7 +259,25 @@ fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackSha
             return refuse("tie_word_embeddings", "GGUF files assume a tied head".to_string());
         }
     }
-    let activation = stack.layers[0].feed_forward.activation;
+    if let Some(experts) = stack.layers.iter().find_map(|layer| layer.feed_forward.experts()) {
+        let assumed = model_type != "qwen2_moe";
+        if experts.normalized != assumed {
+            let what =
+                format!("GGUF files of this architecture assume {assumed}, found {}", experts.normalized);
+            return refuse("norm_topk_prob", what);
+        }
+        if stack.layers.iter().any(|layer| layer.feed_forward.experts().is_none()) {
+            let what =
+                "GGUF files of this architecture have experts in every layer, some layers here have none";
+            return refuse("decoder_sparse_step", what.to_string());
+        }
+    }
+    if model_type == "qwen2_moe" && attention.query_heads * attention.head_dim != stack.width {
+        let what =
+            format!("GGUF files of this architecture assume heads as wide as the model, {}", stack.width);
+        return refuse("head_dim", what);
+    }
+    let activation = stack.layers[0].feed_forward.activation();
     let assumed = match model_type {
         "gemma2" => luthier_ops::activation::Activation::GeluTanh,
         _ => luthier_ops::activation::Activation::Silu,
@@ -223,7 +285,7 @@ fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackSha
     if activation != assumed {
         return refuse("hidden_act", format!("GGUF files assume {assumed:?}, found {activation:?}"));
     }
-    if matches!(model_type, "qwen3" | "gemma2") && attention.qkv_bias {
+    if matches!(model_type, "qwen3" | "qwen3_moe" | "gemma2") && attention.qkv_bias {
         return refuse("attention_bias", "GGUF files of this architecture have none".to_string());
     }
     Ok(())

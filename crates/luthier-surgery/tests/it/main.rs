@@ -5,6 +5,7 @@
 mod adapt;
 mod convert;
 mod diff;
+mod experts;
 mod info;
 mod merge;
 mod models;
