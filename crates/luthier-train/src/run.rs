@@ -340,6 +340,7 @@ fn train(
             step: position.step,
             epoch: trainer.epochs(),
             loss: report.loss_nats,
+            balance_loss: report.balance_loss,
             learning_rate: lr,
             grad_norm: report.grad_norm,
             train_tokens: position.train_tokens,
