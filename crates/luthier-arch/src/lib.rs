@@ -23,6 +23,7 @@ pub mod qwen3_moe;
 pub mod t5;
 pub mod t5gemma;
 pub mod table;
+pub mod upcycle;
 pub mod weights;
 
 pub use error::{Error, Result};
@@ -31,3 +32,4 @@ pub use init::{from_weights, init};
 pub use load::{LoadOptions, check_headers, load};
 pub use model::{Cache, Encoded, Model, TokenBatch};
 pub use table::{ARCHITECTURES, Architecture, encoder_decoder_config, layout, unknown_keys};
+pub use upcycle::{Upcycling, upcycled_config};

@@ -11,6 +11,7 @@ mod input;
 pub mod merge;
 mod plan;
 pub mod quantize;
+pub mod upcycle;
 mod view;
 mod writing;
 

@@ -49,12 +49,12 @@ pub(super) fn decoder_equals_parent(
 }
 
 /// The same tokens for every model of a vocabulary, spread over all of it.
-fn fixed_tokens(vocab_size: usize) -> TokenBatch {
+pub(crate) fn fixed_tokens(vocab_size: usize) -> TokenBatch {
     let ids = (0..N_TOKENS as u64).map(|idx| ((idx + 1) * 2_654_435_761 % vocab_size as u64) as u32);
     TokenBatch { ids: ids.collect(), rows: 1, segments: None }
 }
 
-fn values(logits: &candle_core::Tensor) -> Result<Vec<f32>> {
+pub(crate) fn values(logits: &candle_core::Tensor) -> Result<Vec<f32>> {
     let flat = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
     Ok(flat.map_err(luthier_arch::Error::from)?)
 }

@@ -10,7 +10,7 @@
 //! not fit.
 //! Paper: arXiv:2504.06225. Example: `luthier adapt builtin runs/adapted`.
 
-mod check;
+pub(crate) mod check;
 mod fill;
 mod source;
 

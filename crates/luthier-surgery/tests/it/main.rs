@@ -10,3 +10,4 @@ mod info;
 mod merge;
 mod models;
 mod quantize;
+mod upcycle;

@@ -21,6 +21,7 @@ mod pretrain;
 mod quantize;
 mod run;
 mod transfer;
+mod upcycle;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
@@ -40,6 +41,7 @@ pub const VERBS: &[Verb] = &[
     verb::<quantize::Quantize>(),
     verb::<run::Run>(),
     verb::<transfer::Transfer>(),
+    verb::<upcycle::Upcycle>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.
