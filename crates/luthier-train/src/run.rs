@@ -359,9 +359,7 @@ fn train(
             tokens_per_s,
             eta_s: tokens_left as f64 / tokens_per_s,
         });
-        if let Some(loss_nats) = validation_loss_nats {
-            progress.validated(position.step, loss_nats);
-        }
+        validation_loss_nats.into_iter().for_each(|loss_nats| progress.validated(position.step, loss_nats));
         log.entries.push(entry);
         if position.step == total_steps || is_due(position.step, recipe.checkpoint_every_steps) {
             trainer.check_finite()?;

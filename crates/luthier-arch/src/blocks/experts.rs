@@ -11,7 +11,7 @@ use luthier_ops::experts::{Expert, experts};
 use luthier_ops::router::route;
 use luthier_ops::{Result, Tensor, add};
 
-use super::feed_forward::{FeedForward, FeedForwardShape};
+use super::feed_forward::FeedForward;
 use super::linear::Linear;
 use super::names::in_layer;
 use super::stack::Site;
@@ -125,11 +125,6 @@ impl ExpertsShape {
             shared,
             shape: self.clone(),
         })
-    }
-
-    /// The same block without experts, of an inner width of its own.
-    pub fn dense(&self, inner: usize) -> FeedForwardShape {
-        FeedForwardShape { width: self.width, inner, bias: false, gated: true, activation: self.activation }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A model as a GGUF file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -276,8 +276,9 @@ impl View {
 
     /// Where the file's tensors come from, `kept` being where those of the model do.
     fn origins(&self, kept: &[Origin]) -> Vec<Origin> {
-        let of = |name: &str| self.source.infos().iter().zip(kept).find(|(info, _)| info.name == name);
-        let own = |name: &String| of(name).expect("a view's tensors are those of its model").1;
+        let names = self.source.infos().iter().map(|info| info.name.as_str());
+        let of: HashMap<&str, &Origin> = names.zip(kept).collect();
+        let own = |name: &String| *of.get(name.as_str()).expect("a view's tensors are those of its model");
         let origin = |tensor: &GgufTensor| {
             let (name, transform) = match &tensor.origin {
                 GgufOrigin::Tensor { name, transform } => (name, transform),
