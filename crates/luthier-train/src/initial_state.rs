@@ -17,7 +17,10 @@ pub fn file(recipe: &Recipe) -> Result<Option<PathBuf>> {
     let file = match (&recipe.optimizer.initial_state, &recipe.model) {
         (None | Some(InitialState::Beside(false)), _) => return Ok(None),
         (Some(InitialState::Beside(true)), ModelSource::Random(_)) => {
-            return Err(Error::recipe(KEY, "true, but random weights have no state; name a checkpoint's folder"));
+            return Err(Error::recipe(
+                KEY,
+                "true, but random weights have no state; name a checkpoint's folder",
+            ));
         }
         (Some(InitialState::Beside(true)), ModelSource::Place(place)) => Path::new(place).join(OPTIMIZER),
         (Some(InitialState::Place(place)), _) if place.is_dir() => place.join(OPTIMIZER),
@@ -37,15 +40,20 @@ pub(crate) fn load(recipe: &Recipe, trainer: &mut Trainer) -> Result<()> {
     let steps = match moments.steps()? {
         Some(steps) => steps,
         // A checkpoint from before the file itself said it.
-        None => checkpoint::State::read(&file.with_file_name(checkpoint::STATE))
-            .map_err(|problem| {
-                Error::recipe(KEY, format!("how many steps {} has seen: {problem}", file.display()))
-            })?
-            .global_step,
+        None => {
+            checkpoint::State::read(&file.with_file_name(checkpoint::STATE))
+                .map_err(|problem| {
+                    Error::recipe(KEY, format!("how many steps {} has seen: {problem}", file.display()))
+                })?
+                .global_step
+        }
     };
     trainer.begin_with(steps, |name, values| {
         moments.read(name, values).map_err(|problem| {
-            Error::recipe(KEY, format!("{problem}; these are the moments of another model, or of other trained weights"))
+            Error::recipe(
+                KEY,
+                format!("{problem}; these are the moments of another model, or of other trained weights"),
+            )
         })
     })
 }

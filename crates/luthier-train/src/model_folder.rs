@@ -93,7 +93,9 @@ impl F32File {
 
     /// Steps that moments have seen; none where an older file does not say.
     pub(crate) fn steps(&self) -> Result<Option<u64>> {
-        let Some((_, steps)) = self.file.metadata().iter().find(|(key, _)| key == STEPS) else { return Ok(None) };
+        let Some((_, steps)) = self.file.metadata().iter().find(|(key, _)| key == STEPS) else {
+            return Ok(None);
+        };
         let wrong = |_| Error::Format {
             path: self.path.clone(),
             what: format!("metadata key {STEPS}: wanted a number, found {steps:?}"),

@@ -57,8 +57,7 @@ pub enum Operation {
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 4] =
-        [Operation::Stack, Operation::Split, Operation::Zero, Operation::Random];
+    pub const ALL: [Operation; 4] = [Operation::Stack, Operation::Split, Operation::Zero, Operation::Random];
     /// Names of options.
     pub const NAMES: [&str; 4] = ["stack", "split", "zero", "random"];
 
@@ -238,7 +237,10 @@ fn notes(prepared: &Prepared, options: &Options, to_file: bool) -> Vec<String> {
     notes.push(format!("{after} parameters, {before} before"));
     match (&prepared.moments, to_file) {
         (Some(_), true) => {
-            notes.push("the optimizer's state beside the model has no place in a GGUF file and stays behind".to_string());
+            notes.push(
+                "the optimizer's state beside the model has no place in a GGUF file and stays behind"
+                    .to_string(),
+            );
         }
         (Some(_), false) => {
             let note = "the optimizer's state is grown too: `optimizer: {initial_state: true}` in a recipe begins with it";
@@ -246,8 +248,12 @@ fn notes(prepared: &Prepared, options: &Options, to_file: bool) -> Vec<String> {
         }
         (None, _) => {}
     }
-    if options.operation == Operation::Split && matches!(options.axis, Axis::Width(2..)) && options.asymmetry <= 0.0 {
-        let note = "copies of equal shares learn the same until something tells them apart; --asymmetry 0.1 does";
+    if options.operation == Operation::Split
+        && matches!(options.axis, Axis::Width(2..))
+        && options.asymmetry <= 0.0
+    {
+        let note =
+            "copies of equal shares learn the same until something tells them apart; --asymmetry 0.1 does";
         notes.push(note.to_string());
     }
     notes
@@ -265,9 +271,7 @@ fn compared(parent: &Checkpoint, made: &Checkpoint, options: &Options) -> Result
         return Ok(found);
     }
     let wanted = format!("a difference of at most {TOLERANCE:e} of the largest");
-    let came = format!(
-        "{:e}; this model's function cannot be kept that way, take another --op",
-        found.relative
-    );
+    let came =
+        format!("{:e}; this model's function cannot be kept that way, take another --op", found.relative);
     Err(Error::Check { check, wanted, came })
 }

@@ -55,8 +55,7 @@ impl Prepared {
         let same_types = cast.infos() == checkpoint.tensors.infos();
         let config = if same_types { config } else { config::with_dtype(&config, &view.infos) };
         if options.dtype.is_none() && checkpoint.tensors.infos().iter().any(|info| info.dtype.block().0 > 1) {
-            let note =
-                "quantised weights are widened to F32, which keeps their values; --dtype bf16 halves the file";
+            let note = "quantised weights are widened to F32, which keeps their values; --dtype bf16 halves the file";
             notes.push(note.to_string());
         }
         Ok(Prepared {
@@ -116,8 +115,7 @@ impl Prepared {
             let is_cast = source.is_some_and(|source| {
                 find(stored, &piece.source).is_ok_and(|stored| stored.dtype != source.dtype)
             });
-            let read =
-                if is_cast { source.map_or(0, |source| size(source) + 4 * values(source)) } else { 0 };
+            let read = if is_cast { source.map_or(0, |source| size(source) + 4 * values(source)) } else { 0 };
             let made = match &piece.form {
                 Form::Copied { .. } => 0,
                 Form::Silent => size(info),
@@ -165,9 +163,7 @@ fn pieces(
     options: &Options,
 ) -> Result<Vec<Piece>> {
     let origins = |kind: StackKind| match (options.axis, old.stack(kind)) {
-        (Axis::Depth(times), Some(stack)) => {
-            depth::layers(stack.layers.len(), times, options.operation)
-        }
+        (Axis::Depth(times), Some(stack)) => depth::layers(stack.layers.len(), times, options.operation),
         _ => Vec::new(),
     };
     let (encoder, decoder) = (origins(StackKind::Encoder), origins(StackKind::Decoder));
@@ -187,9 +183,7 @@ fn pieces(
         let missing = || Error::Use(format!("tensor {}: the model has nothing to make it of", spec.name));
         let source = source.ok_or_else(missing)?;
         let form = match (options.axis, origin) {
-            (Axis::Width(_), _) => {
-                widener.form(spec, source, find(cast.infos(), &source.name)?.dtype)
-            }
+            (Axis::Width(_), _) => widener.form(spec, source, find(cast.infos(), &source.name)?.dtype),
             (Axis::Depth(_), Some(origin)) => depth::form(spec, origin),
             (Axis::Depth(_), None) => Form::Copied { is_learnt: true },
         };
@@ -201,7 +195,8 @@ fn pieces(
 /// Tensors of the input that are not in the output, and why.
 fn dropped(checkpoint: &Checkpoint, before: &Layout, view: &Grown) -> Vec<(usize, String, String)> {
     let used: HashSet<&str> = view.pieces.values().map(|piece| piece.source.as_str()).collect();
-    let lost = |info: &&TensorInfo| !used.contains(info.name.as_str()) && !view.pieces.contains_key(&info.name);
+    let lost =
+        |info: &&TensorInfo| !used.contains(info.name.as_str()) && !view.pieces.contains_key(&info.name);
     let reason = |info: &TensorInfo| match before.ties.iter().find(|tie| tie.name == info.name) {
         Some(tie) => format!("repeats {}", tie.target),
         None => "a buffer that follows from the config".to_string(),
@@ -261,7 +256,8 @@ impl Grown {
                 Form::Wider(wider) => {
                     let stored = find(checkpoint.tensors.infos(), &name).ok();
                     let stored = stored.filter(|stored| stored.dtype != info.dtype);
-                    let cast = stored.map_or(String::new(), |stored| format!("{} as {}, ", stored.dtype, info.dtype));
+                    let cast = stored
+                        .map_or(String::new(), |stored| format!("{} as {}, ", stored.dtype, info.dtype));
                     Origin::Changed { input: 0, name, how: cast + &wider.describe() }
                 }
             }

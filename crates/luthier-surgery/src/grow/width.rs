@@ -15,18 +15,14 @@ use super::piece::{Fill, Form, Wider};
 
 /// The sizes of the grown stack. Widths of heads stay.
 pub(super) fn sizes(stack: &StackSizes, times: usize, operation: Operation) -> NewStack {
-    let wider = |heads: HeadSizes| HeadSizes {
-        query: heads.query * times,
-        kv: heads.kv * times,
-        width: heads.width,
-    };
+    let wider =
+        |heads: HeadSizes| HeadSizes { query: heads.query * times, kv: heads.kv * times, width: heads.width };
     let layers = stack.layers.iter().map(|layer| LayerSizes {
         inner: layer.inner.map(|inner| inner * times),
         heads: layer.heads.map(wider),
         ..layer.clone()
     });
-    let norm_eps =
-        if operation == Operation::Zero { stack.norm_eps / times as f64 } else { stack.norm_eps };
+    let norm_eps = if operation == Operation::Zero { stack.norm_eps / times as f64 } else { stack.norm_eps };
     NewStack {
         width: stack.width * times,
         norm_eps,
@@ -133,23 +129,29 @@ fn is_f32(dtype: Dtype) -> bool {
 /// Whether a matrix sums over its last axis; the others are looked up in.
 fn is_projection(part: Part) -> bool {
     use Part::*;
-    matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
+    match part {
+        SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head => true,
+        Router | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) => true,
+        SharedRouter | SharedGate | SharedUp | SharedDown => true,
+        _ => false,
+    }
 }
 
 /// Whether a tensor adds to the residual stream.
 fn writes(spec: &TensorSpec) -> bool {
     use Part::*;
-    let output = Projection::Output;
-    let parts = [
-        Embedding,
-        SelfAttention(output),
-        SelfAttentionBias(output),
-        CrossAttention(output),
-        CrossAttentionBias(output),
-        Down,
-        DownBias,
-    ];
-    parts.contains(&spec.role.part)
+    matches!(
+        spec.role.part,
+        Embedding
+            | SelfAttention(Projection::Output)
+            | SelfAttentionBias(Projection::Output)
+            | CrossAttention(Projection::Output)
+            | CrossAttentionBias(Projection::Output)
+            | Down
+            | DownBias
+            | ExpertDown(_)
+            | SharedDown
+    )
 }
 
 fn is_stream_norm(spec: &TensorSpec) -> bool {

@@ -82,21 +82,22 @@ pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
 
 /// `reads`: whether weights may be read. Without them the shape is the same, but not which units stay.
 fn prepared(input: &Input, options: &Options, reads: bool) -> Result<Prepared> {
-    let mut prepared = Prepared::scored(input, &options.targets(), reads, MIDDLE, |layout, sizes, tensors, given| {
-        let mut scores = match given {
-            Some(scores) => scores,
-            None if reads => norms(layout, sizes, tensors, options)?,
-            None => norms(layout, sizes, &NoValues(tensors), options)?,
-        };
-        for stack in &sizes.stacks {
-            let name = match stack.kind {
-                StackKind::Decoder => "block_influence.decoder",
-                StackKind::Encoder => "block_influence.encoder",
+    let mut prepared =
+        Prepared::scored(input, &options.targets(), reads, MIDDLE, |layout, sizes, tensors, given| {
+            let mut scores = match given {
+                Some(scores) => scores,
+                None if reads => norms(layout, sizes, tensors, options)?,
+                None => norms(layout, sizes, &NoValues(tensors), options)?,
             };
-            scores.tensors.insert(name.to_string(), from_the_middle(stack.layers.len()));
-        }
-        Ok(scores)
-    })?;
+            for stack in &sizes.stacks {
+                let name = match stack.kind {
+                    StackKind::Decoder => "block_influence.decoder",
+                    StackKind::Encoder => "block_influence.encoder",
+                };
+                scores.tensors.insert(name.to_string(), from_the_middle(stack.layers.len()));
+            }
+            Ok(scores)
+        })?;
     if options.hidden.is_some() && options.scores.is_none() {
         let note = "channels are chosen by weights alone; scores of luthier score (--scores) tell more, and scale norms to \
                     what is left";
@@ -129,9 +130,11 @@ fn norms(
         }
         if options.hidden.is_some() {
             let mut total = channels(layout, stack, tensors)?;
-            for spec in layout.tensors.iter().filter(|spec| {
-                spec.role.stack == stack.kind && spec.spaces == [Space::Residual]
-            }) {
+            for spec in layout
+                .tensors
+                .iter()
+                .filter(|spec| spec.role.stack == stack.kind && spec.spaces == [Space::Residual])
+            {
                 scores.insert(format!("energy.{}", spec.name), vec![1.0; stack.width]);
                 // The sum over all norms counts.
                 let is_final = spec.role.part == Part::FinalNorm;
@@ -160,7 +163,8 @@ fn neurons(
     tensors: &dyn TensorSource,
 ) -> Result<(String, Vec<f32>)> {
     let at = |part: Part| layout.at(Role { stack: stack.kind, layer: Some(layer), part });
-    let missing = || Error::Use(format!("layer {layer} has no down projection whose neurons could be chosen"));
+    let missing =
+        || Error::Use(format!("layer {layer} has no down projection whose neurons could be chosen"));
     let down = at(Part::Down).ok_or_else(missing)?;
     let mut sums = vec![0f64; inner];
     add_columns(down, tensors, &mut sums)?;
@@ -176,10 +180,8 @@ fn channels(layout: &Layout, stack: &StackSizes, tensors: &dyn TensorSource) -> 
     for spec in layout.tensors.iter().filter(|spec| spec.shape.len() == 2) {
         let of_stack = spec.role.stack == stack.kind;
         // Keys and values of cross-attention are made of the encoder's states.
-        let reads_encoder = matches!(
-            spec.role.part,
-            Part::CrossAttention(Projection::Key | Projection::Value)
-        );
+        let reads_encoder =
+            matches!(spec.role.part, Part::CrossAttention(Projection::Key | Projection::Value));
         let reads = if reads_encoder { stack.kind == StackKind::Encoder } else { of_stack };
         if reads && spec.spaces[1] == Space::Residual {
             add_columns(spec, tensors, &mut sums)?;
@@ -236,7 +238,13 @@ mod tests {
 
     #[test]
     fn the_outer_layers_stay() {
-        assert_eq!(highest(&from_the_middle(6).iter().map(|s| f64::from(*s)).collect::<Vec<_>>(), 4), [0, 1, 4, 5]);
-        assert_eq!(highest(&from_the_middle(5).iter().map(|s| f64::from(*s)).collect::<Vec<_>>(), 3), [0, 1, 4]);
+        assert_eq!(
+            highest(&from_the_middle(6).iter().map(|s| f64::from(*s)).collect::<Vec<_>>(), 4),
+            [0, 1, 4, 5]
+        );
+        assert_eq!(
+            highest(&from_the_middle(5).iter().map(|s| f64::from(*s)).collect::<Vec<_>>(), 3),
+            [0, 1, 4]
+        );
     }
 }

@@ -22,10 +22,10 @@ use serde_json::{Map, Value, json};
 
 use super::keep::{HeadKeep, LayerKeep, StackKeep};
 use super::prepare::Prepared;
+pub use super::table::{Row, list, row};
 use super::{Record, Report};
 use crate::plan::Plan;
 use crate::{Error, Input, Result};
-pub use super::table::{Row, list, row};
 
 const LEFT_OUT: &str = "its layer is not part of this sub-model";
 
@@ -84,7 +84,9 @@ fn prepared(input: &Input, out: &Path, options: &Options) -> Result<Prepared> {
     })?;
     if let Some(dims) = options.dims {
         if dims == 0 || dims > width {
-            return Err(Error::Use(format!("--dims {dims}: wanted from 1 to the {width} coordinates that there are")));
+            return Err(Error::Use(format!(
+                "--dims {dims}: wanted from 1 to the {width} coordinates that there are"
+            )));
         }
         if is_gguf_name(out) {
             return Err(Error::Use(format!(
@@ -105,7 +107,10 @@ fn prepared(input: &Input, out: &Path, options: &Options) -> Result<Prepared> {
 fn keeps(layout: &Layout, sizes: &ModelSizes, options: &Options) -> Result<Vec<StackKeep>> {
     let total: usize = sizes.stacks.iter().map(|stack| stack.layers.len()).sum();
     if let Some(wrong) = options.skipped.iter().find(|layer| **layer >= total) {
-        return Err(Error::Use(format!("layer {wrong} cannot be left out: the model has layers 0 to {}", total - 1)));
+        return Err(Error::Use(format!(
+            "layer {wrong} cannot be left out: the model has layers 0 to {}",
+            total - 1
+        )));
     }
     let stays = stays(sizes, options)?;
     let n_left = stays.iter().flatten().filter(|stays| **stays).count();
@@ -120,7 +125,9 @@ fn keeps(layout: &Layout, sizes: &ModelSizes, options: &Options) -> Result<Vec<S
         let mut layers = Vec::new();
         for (layer, stays) in stays.iter().enumerate() {
             if *stays {
-                let width = widths.as_ref().map(|widths| widths[if widths.len() == total { number } else { nth_left }]);
+                let width = widths
+                    .as_ref()
+                    .map(|widths| widths[if widths.len() == total { number } else { nth_left }]);
                 layers.push(layer_keep(layout, stack, layer, width)?);
                 nth_left += 1;
             }
@@ -151,12 +158,16 @@ fn stays(sizes: &ModelSizes, options: &Options) -> Result<Vec<Vec<bool>>> {
             Some([first]) => *first,
             Some(firsts) if firsts.len() == n_stacks => firsts[at],
             Some(firsts) => {
-                let what = format!("--layers: wanted one number, or one for each of {n_stacks} stacks, came {firsts:?}");
+                let what = format!(
+                    "--layers: wanted one number, or one for each of {n_stacks} stacks, came {firsts:?}"
+                );
                 return Err(Error::Use(what));
             }
         };
         if first == 0 || first > n_layers {
-            return Err(Error::Use(format!("--layers {first}: wanted from 1 to the {n_layers} that there are")));
+            return Err(Error::Use(format!(
+                "--layers {first}: wanted from 1 to the {n_layers} that there are"
+            )));
         }
         let stays = |layer: usize| layer < first && !options.skipped.contains(&(before + layer));
         all.push((0..n_layers).map(stays).collect());
@@ -174,7 +185,9 @@ fn widths(options: &Options, total: usize, n_left: usize) -> Result<Option<Vec<u
         n => {
             let what = match n_left == total {
                 true => format!("one for each of the {total} layers"),
-                false => format!("one for each of the {n_left} layers that stay, or of the {total} that there are"),
+                false => {
+                    format!("one for each of the {n_left} layers that stay, or of the {total} that there are")
+                }
             };
             Err(Error::Use(format!("--ffn: wanted one width, or {what}; came {n}")))
         }
@@ -207,6 +220,7 @@ fn layer_keep(layout: &Layout, stack: &StackSizes, layer: usize, width: Option<u
         before: layer,
         window: sizes.window,
         neurons,
+        experts: sizes.experts.map(|experts| (0..experts).collect()),
         own: of(Part::SelfAttention(Projection::Output)),
         cross: of(Part::CrossAttention(Projection::Output)),
     })
@@ -215,10 +229,12 @@ fn layer_keep(layout: &Layout, stack: &StackSizes, layer: usize, width: Option<u
 /// sentence-transformers' files for a model whose pooled states are cut to their first coordinates.
 fn modules(folder: Option<&Path>, width: usize, dims: usize) -> Result<Vec<SideFile>> {
     let read = |name: &str| -> Result<Option<Value>> {
-        let Some(path) = folder.map(|folder| folder.join(name)).filter(|path| path.is_file()) else { return Ok(None) };
-        let parsed = std::fs::read(&path)
-            .map_err(|problem| problem.to_string())
-            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|problem| format!("wanted JSON: {problem}")));
+        let Some(path) = folder.map(|folder| folder.join(name)).filter(|path| path.is_file()) else {
+            return Ok(None);
+        };
+        let parsed = std::fs::read(&path).map_err(|problem| problem.to_string()).and_then(|bytes| {
+            serde_json::from_slice(&bytes).map_err(|problem| format!("wanted JSON: {problem}"))
+        });
         parsed.map(Some).map_err(|problem| Error::Use(format!("{}: {problem}", path.display())))
     };
     let kind = |module: &Value| {
@@ -226,7 +242,8 @@ fn modules(folder: Option<&Path>, width: usize, dims: usize) -> Result<Vec<SideF
         name.rsplit('.').next().unwrap_or_default().to_string()
     };
     let list = read("modules.json")?.and_then(|list| list.as_array().cloned()).unwrap_or_default();
-    if let Some(other) = list.iter().map(kind).find(|kind| !["Transformer", "Pooling", "Normalize"].contains(&kind.as_str()))
+    if let Some(other) =
+        list.iter().map(kind).find(|kind| !["Transformer", "Pooling", "Normalize"].contains(&kind.as_str()))
     {
         return Err(Error::Use(format!(
             "--dims {dims}: modules.json has a module {other} behind the model; wanted a model whose pooled states are its \
@@ -244,10 +261,9 @@ fn modules(folder: Option<&Path>, width: usize, dims: usize) -> Result<Vec<SideF
             "pooling_mode_max_tokens": false, "pooling_mode_mean_sqrt_len_tokens": false
         })
     });
-    let module = |at: usize, path: &str, kind: &str| {
-        json!({"idx": at, "name": at.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}")})
-    };
-    let mut modules = vec![module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling"), module(2, "2_Dense", "Dense")];
+    let module = |at: usize, path: &str, kind: &str| json!({"idx": at, "name": at.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}")});
+    let mut modules =
+        vec![module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling"), module(2, "2_Dense", "Dense")];
     if list.iter().any(|module| kind(module) == "Normalize") {
         modules.push(module(3, "3_Normalize", "Normalize"));
     }

@@ -25,7 +25,8 @@ pub fn row(text: &str, name: &str) -> Result<Row, String> {
     };
     let (names, ffn) = (needed("name")?, needed("FFN Hidden Dims")?);
     let rows: Vec<Vec<String>> = rows.collect();
-    let cell = |row: &[String], at: usize| row.get(at).map(|cell| cell.trim().to_string()).unwrap_or_default();
+    let cell =
+        |row: &[String], at: usize| row.get(at).map(|cell| cell.trim().to_string()).unwrap_or_default();
     let Some(found) = rows.iter().find(|row| cell(row, names) == name) else {
         let known: Vec<String> = rows.iter().map(|row| cell(row, names)).collect();
         return Err(format!("no row {name}; the table has {}", known.join(", ")));
@@ -46,7 +47,11 @@ pub fn row(text: &str, name: &str) -> Result<Row, String> {
     };
     let ffn = list(&cell(found, ffn)).map_err(in_column("FFN Hidden Dims"))?;
     if layers.is_some_and(|layers| ffn.len() > 1 && layers != ffn.len()) {
-        let what = format!("row {name}: # Layers is {}, FFN Hidden Dims has {} entries", layers.unwrap_or(0), ffn.len());
+        let what = format!(
+            "row {name}: # Layers is {}, FFN Hidden Dims has {} entries",
+            layers.unwrap_or(0),
+            ffn.len()
+        );
         return Err(what);
     }
     Ok(Row { ffn, skipped, layers })
@@ -106,7 +111,11 @@ fn separated(text: &str, separator: char) -> Vec<Vec<String>> {
 /// Numbers between commas, with or without brackets, or as tables write long lists: `[2_048 * 4] * 10 + [8192, 4096]`.
 pub fn list(text: &str) -> Result<Vec<usize>, String> {
     let plain = text.trim();
-    let whole = if plain.starts_with('[') || plain.starts_with('(') { plain.to_string() } else { format!("[{plain}]") };
+    let whole = if plain.starts_with('[') || plain.starts_with('(') {
+        plain.to_string()
+    } else {
+        format!("[{plain}]")
+    };
     let mut parser = Parser { rest: whole.chars().collect(), at: 0, depth: 0 };
     let value = parser.sum().map_err(|problem| format!("{problem} in {text:?}"))?;
     match (value, parser.peek()) {
@@ -145,7 +154,9 @@ impl Parser {
         let mut value = self.product()?;
         while self.take('+') {
             value = match (value, self.product()?) {
-                (Value::Number(a), Value::Number(b)) => Value::Number(a.checked_add(b).ok_or("too large a number")?),
+                (Value::Number(a), Value::Number(b)) => {
+                    Value::Number(a.checked_add(b).ok_or("too large a number")?)
+                }
                 (Value::List(mut a), Value::List(b)) => {
                     a.extend(b);
                     Value::List(short(a)?)
@@ -160,7 +171,9 @@ impl Parser {
         let mut value = self.atom()?;
         while self.take('*') {
             value = match (value, self.atom()?) {
-                (Value::Number(a), Value::Number(b)) => Value::Number(a.checked_mul(b).ok_or("too large a number")?),
+                (Value::Number(a), Value::Number(b)) => {
+                    Value::Number(a.checked_mul(b).ok_or("too large a number")?)
+                }
                 (Value::List(list), Value::Number(times)) | (Value::Number(times), Value::List(list)) => {
                     if times.checked_mul(list.len()).is_none_or(|len| len > MAX_LIST) {
                         return Err(format!("a list of more than {MAX_LIST}"));
@@ -209,7 +222,8 @@ impl Parser {
 
     fn number(&mut self) -> Result<Value, String> {
         let mut digits = String::new();
-        while let Some(character) = self.rest.get(self.at).filter(|character| character.is_ascii_digit() || **character == '_')
+        while let Some(character) =
+            self.rest.get(self.at).filter(|character| character.is_ascii_digit() || **character == '_')
         {
             digits.push(*character);
             self.at += 1;
@@ -240,7 +254,9 @@ mod tests {
         ] {
             assert_eq!(list(text).unwrap(), wanted, "{text}");
         }
-        for wrong in ["", "[]", "a", "1,,2", "[1", "1]", "[1] * [2]", "[1] + 2", "-3", "[1] * 99999999", "1.5"] {
+        for wrong in
+            ["", "[]", "a", "1,,2", "[1", "1]", "[1] * [2]", "[1] + 2", "-3", "[1] * 99999999", "1.5"]
+        {
             assert!(list(wrong).is_err(), "{wrong}");
         }
     }

@@ -80,7 +80,8 @@ fn stacked_layers_are_copies_and_the_config_says_which_slide() {
     assert_eq!(sliding, [true, false, true, true, false, true]);
     for layer in 0..6 {
         let name = |layer: usize| format!("model.layers.{layer}.mlp.down_proj.weight");
-        let (came, wanted) = (made.tensors.read(&name(layer)), parent.checkpoint.tensors.read(&name(layer % 3)));
+        let (came, wanted) =
+            (made.tensors.read(&name(layer)), parent.checkpoint.tensors.read(&name(layer % 3)));
         assert!(came.unwrap()[..] == wanted.unwrap()[..], "{layer}");
     }
     let lineage = Lineage::read(&out).unwrap().unwrap();
@@ -204,7 +205,11 @@ fn gguf_files_grow_into_folders_and_back() {
             let planned = plan(&parent, &file, &options).unwrap();
             assert!(planned.memory_bytes > planned.size_bytes);
         }
-        let from_file = run(&open(&file), &home.path().join("again"), &Options { force: true, ..options(Operation::Zero, Axis::Depth(2)) });
+        let from_file = run(
+            &open(&file),
+            &home.path().join("again"),
+            &Options { force: true, ..options(Operation::Zero, Axis::Depth(2)) },
+        );
         assert!(from_file.unwrap().logits_difference.relative <= 1e-6);
     }
 }

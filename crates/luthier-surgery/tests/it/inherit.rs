@@ -47,14 +47,16 @@ fn the_first_and_the_last_layers_and_the_largest_neurons_stay() {
     let part = |name: &str| read(&parent, &format!("model.layers.4.mlp.{name}_proj.weight"));
     let (gate, up, down) = (part("gate"), part("up"), part("down"));
     let norm = |neuron: usize| -> f32 {
-        let row = |matrix: &[f32]| -> f32 { matrix[neuron * 24..(neuron + 1) * 24].iter().map(|w| w.abs()).sum() };
+        let row =
+            |matrix: &[f32]| -> f32 { matrix[neuron * 24..(neuron + 1) * 24].iter().map(|w| w.abs()).sum() };
         row(&gate) + row(&up) + (0..24).map(|channel| down[channel * 22 + neuron].abs()).sum::<f32>()
     };
     let mut order: Vec<usize> = (0..22).collect();
     order.sort_by(|a, b| norm(*b).total_cmp(&norm(*a)));
     order.truncate(7);
     order.sort_unstable();
-    let wanted: Vec<f32> = order.iter().flat_map(|neuron| gate[neuron * 24..(neuron + 1) * 24].to_vec()).collect();
+    let wanted: Vec<f32> =
+        order.iter().flat_map(|neuron| gate[neuron * 24..(neuron + 1) * 24].to_vec()).collect();
     assert_eq!(read(&made, "model.layers.2.mlp.gate_proj.weight"), wanted);
     let lineage = Lineage::read(&out).unwrap().unwrap();
     assert_eq!(lineage.verb, "inherit");

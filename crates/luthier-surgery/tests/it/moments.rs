@@ -119,7 +119,8 @@ fn what_stays_keeps_its_gradient_and_what_is_silent_has_none() {
     // A projection of zeros hears a gradient from the first step on, and begins without a moment all the same.
     let silent = |name: &str, silent_attention: usize| {
         let layer = name.split('.').nth(2).and_then(|layer| layer.parse::<usize>().ok());
-        let of_attention = name.contains("o_proj") && layer.is_some_and(|layer| layer % 2 == silent_attention);
+        let of_attention =
+            name.contains("o_proj") && layer.is_some_and(|layer| layer % 2 == silent_attention);
         let of_block = name.contains("down_proj") && layer.is_some_and(|layer| layer % 2 != silent_attention);
         of_attention || of_block
     };
@@ -153,7 +154,11 @@ fn old_places_keep_their_gradient_beside_zeros() {
             // What is not 0 is the gradient.
             let heard = first.iter().zip(&after[&info.name]).filter(|(first, _)| first.abs() > 0.0);
             for (first, wanted) in heard {
-                assert!((first - wanted).abs() / largest < 2e-3, "{name} {}: {first} for {wanted}", info.name);
+                assert!(
+                    (first - wanted).abs() / largest < 2e-3,
+                    "{name} {}: {first} for {wanted}",
+                    info.name
+                );
             }
             let n_heard = first.iter().filter(|value| value.abs() > 0.0).count();
             let n_before = before[&info.name].iter().filter(|value| value.abs() > 0.0).count();

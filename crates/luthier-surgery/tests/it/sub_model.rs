@@ -32,8 +32,7 @@ fn the_first_neurons_stay_and_uneven_layers_are_written_out() {
     let home = tempfile::tempdir().unwrap();
     let parent = open(&write(&home.path().join("parent"), &config("llama", 24, 31), Dtype::F32, 3));
     let cut = |name: &str, ffn: &[usize], skipped: &[usize]| {
-        let options =
-            Options { ffn: Some(ffn.to_vec()), skipped: skipped.to_vec(), ..Options::default() };
+        let options = Options { ffn: Some(ffn.to_vec()), skipped: skipped.to_vec(), ..Options::default() };
         run(&parent, &home.path().join(name), &options).unwrap();
         open(&home.path().join(name))
     };
@@ -93,7 +92,8 @@ fn fewer_coordinates_stand_behind_the_pooling() {
     let out = home.path().join("out");
     let options = Options { layers: Some(vec![2]), dims: Some(10), ..Options::default() };
     run(&open(&folder), &out, &options).unwrap();
-    let parsed = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
+    let parsed =
+        |name: &str| -> Value { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
     let kinds: Vec<String> = parsed("modules.json")
         .as_array()
         .unwrap()
@@ -104,12 +104,16 @@ fn fewer_coordinates_stand_behind_the_pooling() {
     assert_eq!(parsed("1_Pooling/config.json"), json!({"pooling_mode_cls_token": true}));
     assert_eq!(parsed("sentence_bert_config.json")["max_seq_length"], 33);
     let dense = parsed("2_Dense/config.json");
-    assert_eq!((&dense["in_features"], &dense["out_features"], &dense["bias"]), (&json!(24), &json!(10), &json!(false)));
+    assert_eq!(
+        (&dense["in_features"], &dense["out_features"], &dense["bias"]),
+        (&json!(24), &json!(10), &json!(false))
+    );
     let file = SafetensorsFile::open(&out.join("2_Dense/model.safetensors")).unwrap();
     assert_eq!(file.infos()[0].shape, [10, 24]);
     let weight = values::to_f32("w", Dtype::F32, &file.read("linear.weight").unwrap()).unwrap();
     let states: Vec<f32> = (0..24).map(|at| at as f32 - 7.5).collect();
-    let came: Vec<f32> = weight.chunks(24).map(|row| row.iter().zip(&states).map(|(w, x)| w * x).sum()).collect();
+    let came: Vec<f32> =
+        weight.chunks(24).map(|row| row.iter().zip(&states).map(|(w, x)| w * x).sum()).collect();
     assert_eq!(came, states[..10]);
     assert_eq!(open(&out).checkpoint.config["hidden_size"], 24);
     // What is cut already is not cut again.

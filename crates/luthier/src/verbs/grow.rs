@@ -86,7 +86,9 @@ impl std::str::FromStr for Quantity {
         let (digits, unit) = unit.unwrap_or((&lower, 1.0));
         let number = digits.parse::<f64>().ok().map(|number| number * unit);
         let number = number.filter(|number| number.is_finite() && *number >= 1.0);
-        number.map(Quantity).ok_or_else(|| format!("wanted a number of 1 or more, such as 8B or 7.2e23, came {text}"))
+        number
+            .map(Quantity)
+            .ok_or_else(|| format!("wanted a number of 1 or more, such as 8B or 7.2e23, came {text}"))
     }
 }
 
@@ -99,9 +101,9 @@ impl Act for Grow {
         if self.plan_timing {
             let grows = self.model.is_some() || self.out.is_some() || self.op.is_some();
             return match (&self.params, &self.flops, &self.tokens) {
-                _ if grows || self.depth.is_some() || self.width.is_some() || self.plan => {
-                    wrong("--plan-timing grows nothing: leave MODEL, OUT, --op, --depth, --width and --plan out")
-                }
+                _ if grows || self.depth.is_some() || self.width.is_some() || self.plan => wrong(
+                    "--plan-timing grows nothing: leave MODEL, OUT, --op, --depth, --width and --plan out",
+                ),
                 (Some(_), Some(_), None) | (Some(_), None, Some(_)) => Ok(()),
                 (Some(_), Some(_), Some(_)) => wrong("--flops and --tokens: wanted one of the two"),
                 _ => wrong("--plan-timing: wanted --params N and --flops C, or --params N and --tokens D"),
@@ -120,7 +122,9 @@ impl Act for Grow {
         match (self.depth, self.width) {
             (None, None) => return wrong("wanted what grows: --depth G or --width G"),
             (Some(_), Some(_)) => {
-                return wrong("--depth and --width: wanted one of the two; grow the result again for the other");
+                return wrong(
+                    "--depth and --width: wanted one of the two; grow the result again for the other",
+                );
             }
             _ => {}
         }
@@ -191,7 +195,8 @@ impl Grow {
     }
 
     fn timing(&self) -> anyhow::Result<Report> {
-        let value = |quantity: &Option<Typed<Quantity>>| quantity.as_ref().map(|Typed(Quantity(value))| *value);
+        let value =
+            |quantity: &Option<Typed<Quantity>>| quantity.as_ref().map(|Typed(Quantity(value))| *value);
         let parameters = value(&self.params).unwrap_or(1.0);
         let flops = value(&self.flops).or(value(&self.tokens).map(|tokens| 6.0 * parameters * tokens));
         let timing = grow::timing(parameters, flops.unwrap_or(1.0));
@@ -225,7 +230,9 @@ mod tests {
 
     #[test]
     fn large_numbers_are_read_as_people_write_them() {
-        for (text, wanted) in [("8B", 8e9), ("7.2e23", 7.2e23), ("15T", 1.5e13), ("1_000", 1e3), ("125m", 1.25e8)] {
+        for (text, wanted) in
+            [("8B", 8e9), ("7.2e23", 7.2e23), ("15T", 1.5e13), ("1_000", 1e3), ("125m", 1.25e8)]
+        {
             let Quantity(came) = text.parse().unwrap();
             assert!((came / wanted - 1.0).abs() < 1e-12, "{text}");
         }

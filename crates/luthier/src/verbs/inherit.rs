@@ -51,7 +51,8 @@ pub(super) struct Inherit {
 
 impl Act for Inherit {
     const NAME: &'static str = "inherit";
-    const ABOUT: &'static str = "Begin a small model with the outer layers and the largest neurons of a larger one";
+    const ABOUT: &'static str =
+        "Begin a small model with the outer layers and the largest neurons of a larger one";
 
     fn check(&self) -> Result<(), String> {
         match [&self.layers, &self.ffn, &self.hidden].iter().any(|axis| axis.is_some()) {

@@ -63,7 +63,11 @@ impl std::str::FromStr for Numbers {
 
     fn from_str(text: &str) -> Result<Numbers, String> {
         let numbers = sub_model::list(text)?;
-        if numbers.contains(&0) { Err(format!("wanted numbers of 1 or more, came {text}")) } else { Ok(Numbers(numbers)) }
+        if numbers.contains(&0) {
+            Err(format!("wanted numbers of 1 or more, came {text}"))
+        } else {
+            Ok(Numbers(numbers))
+        }
     }
 }
 
@@ -101,7 +105,8 @@ impl Act for Slice {
 
 impl Slice {
     fn options(&self) -> anyhow::Result<sub_model::Options> {
-        let numbers = |numbers: &Option<Typed<Numbers>>| numbers.as_ref().map(|Typed(Numbers(list))| list.clone());
+        let numbers =
+            |numbers: &Option<Typed<Numbers>>| numbers.as_ref().map(|Typed(Numbers(list))| list.clone());
         let options = sub_model::Options {
             ffn: numbers(&self.ffn),
             layers: numbers(&self.layers),
