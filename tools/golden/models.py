@@ -18,12 +18,18 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     MT5Config,
     MT5ForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     T5GemmaConfig,
@@ -99,6 +105,42 @@ def decoder_only(folder, model, seed):
     write(folder, config, weights, golden)
 
 
+def with_experts(folder, model, seed):
+    """The loss with that of unevenly busy experts; names and tensors as files have them, each expert on its own."""
+    randomize(model, seed)
+    ids = tokens(seed + 1, 2, TOKENS)
+    targets = targets_of(ids, seed + 2)
+    output = model(input_ids=ids, use_cache=False, output_router_logits=True)
+    loss = F.cross_entropy(output.logits.reshape(-1, VOCABULARY), targets.reshape(-1), ignore_index=-100)
+    loss = loss + model.config.router_aux_loss_coef * output.aux_loss
+    model.zero_grad()
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    weights = each_expert(parameters, model.config.model_type)
+    gradients = each_expert({name: p.grad for name, p in parameters.items()}, model.config.model_type)
+    golden = {"ids": ids, "targets": targets, "logits": output.logits, "loss": loss.detach().reshape(1)}
+    golden |= {"aux_loss": output.aux_loss.reshape(1)}
+    golden |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
+    write(folder, model.config.to_dict(), weights, golden)
+
+
+def each_expert(tensors, model_type):
+    mixtral = model_type == "mixtral"
+    gate, up, down = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    split = {}
+    for name, tensor in tensors.items():
+        name = name.replace(".mlp.", ".block_sparse_moe.") if mixtral else name
+        module = name.rsplit(".", 1)[0]
+        for number, own in enumerate(tensor) if ".experts." in name else ():
+            if name.endswith("gate_up_proj"):
+                split[f"{module}.{number}.{gate}.weight"], split[f"{module}.{number}.{up}.weight"] = own.chunk(2)
+            else:
+                split[f"{module}.{number}.{down}.weight"] = own
+        if ".experts." not in name:
+            split[name] = tensor
+    return split
+
+
 def encoder_decoder(folder, model, config, seed):
     randomize(model, seed)
     encoder_ids = tokens(seed + 1, 2, TOKENS)
@@ -171,6 +213,24 @@ def main(root):
     qwen3 = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=14, num_hidden_layers=2)
     qwen3 |= dict(intermediate_size=44, tie_word_embeddings=True)
     decoder_only(root / "qwen3", Qwen3ForCausalLM(Qwen3Config(**COMMON, **qwen3)), 41)
+
+    moe = dict(experts_implementation="eager", output_router_logits=True, router_aux_loss_coef=0.3, num_experts_per_tok=2)
+    mixtral = dict(hidden_size=20, num_attention_heads=3, num_key_value_heads=1, head_dim=6, num_hidden_layers=2)
+    mixtral |= dict(intermediate_size=14, sliding_window=4, num_local_experts=5)
+    with_experts(root / "mixtral", MixtralForCausalLM(MixtralConfig(**COMMON, **mixtral, **moe)), 111)
+
+    # Probabilities that do not sum to 1, a shared expert, every second layer with a window.
+    qwen2_moe = dict(hidden_size=24, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=3)
+    qwen2_moe |= dict(intermediate_size=20, moe_intermediate_size=10, shared_expert_intermediate_size=14)
+    qwen2_moe |= dict(num_experts=4, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with_experts(root / "qwen2_moe", Qwen2MoeForCausalLM(Qwen2MoeConfig(**COMMON, **qwen2_moe, **moe)), 121)
+
+    # A layer without experts, weights that sum to 1, a tied head.
+    qwen3_moe = dict(hidden_size=20, num_attention_heads=3, num_key_value_heads=1, head_dim=8, num_hidden_layers=3)
+    qwen3_moe |= dict(intermediate_size=18, moe_intermediate_size=10, num_experts=6, mlp_only_layers=[1])
+    qwen3_moe |= dict(norm_topk_prob=True, tie_word_embeddings=True, attention_bias=True, use_sliding_window=True)
+    qwen3_moe |= dict(sliding_window=5) | moe | dict(num_experts_per_tok=3)
+    with_experts(root / "qwen3_moe", Qwen3MoeForCausalLM(Qwen3MoeConfig(**COMMON, **qwen3_moe)), 131)
 
     gemma2 = dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=1, head_dim=12, num_hidden_layers=3)
     gemma2 |= dict(intermediate_size=44)

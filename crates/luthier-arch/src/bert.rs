@@ -97,7 +97,7 @@ fn read(keys: &Keys) -> Result<EncoderOnlyShape> {
         positions: keys.size_or("max_position_embeddings", MAX_POSITIONS, 512)?,
         token_types: keys.size_or("type_vocab_size", MAX_WIDTH, 2)?,
         layers: vec![
-            LayerShape { attention, feed_forward, skips: Skips::default() };
+            LayerShape { attention, feed_forward: feed_forward.into(), skips: Skips::default() };
             keys.size("num_hidden_layers", MAX_LAYERS)?
         ],
         norm_eps: keys.number_or("layer_norm_eps", 1e-12)?,

@@ -48,6 +48,7 @@ const INERT: &[&str] = &[
     "pretraining_tp",
     "problem_type",
     "return_dict",
+    "router_jitter_noise",
     "rope_interleaved",
     "torch_dtype",
     "transformers.js_config",
@@ -195,6 +196,14 @@ impl<'a> Keys<'a> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
         count.map(Some).ok_or_else(|| self.wrong(key, "a whole number from 0 on", value))
+    }
+
+    /// A list of whole numbers from 0 on; none when absent or null.
+    pub fn optional_counts(&self, key: &'static str) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let count = |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok());
+        let list = value.as_array().and_then(|list| list.iter().map(count).collect());
+        list.map(Some).ok_or_else(|| self.wrong(key, "a list of whole numbers from 0 on", value))
     }
 
     /// A token id, or the first of a list of them; none when absent or null.

@@ -102,7 +102,8 @@ fn fresh_values(spec: &TensorSpec, shape: &ModelShape, seed: u64) -> Vec<f32> {
         PositionEmbedding | TokenTypeEmbedding | HeadTransform | Pooler | SentencePairHead | Classifier => {
             normal(&spec.name, seed, deviation, len)
         }
-        Head | RelativeBias | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down => {
+        Head | RelativeBias | SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Router
+        | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) | SharedRouter | SharedGate | SharedUp | SharedDown => {
             normal(&spec.name, seed, deviation, len)
         }
     }
@@ -135,7 +136,7 @@ fn stack_of<'a>(spec: &TensorSpec, shape: &'a ModelShape) -> Option<&'a StackSha
 }
 
 /// Draws by Box-Muller from a SplitMix64 stream of this name and seed.
-fn normal(name: &str, seed: u64, deviation: f64, len: usize) -> Vec<f32> {
+pub fn normal(name: &str, seed: u64, deviation: f64, len: usize) -> Vec<f32> {
     let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });

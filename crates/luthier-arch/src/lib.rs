@@ -6,6 +6,7 @@ pub mod config;
 pub mod encoder_decoder;
 pub mod error;
 mod finite;
+mod fused;
 pub mod gemma2;
 pub mod gguf;
 pub mod init;
@@ -13,15 +14,19 @@ pub mod llama;
 pub mod load;
 mod memory;
 pub mod mistral;
+pub mod mixtral;
 pub mod model;
 pub mod mt5;
 pub mod observer;
 pub mod qwen2;
+pub mod qwen2_moe;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod sizes;
 pub mod t5;
 pub mod t5gemma;
 pub mod table;
+pub mod upcycle;
 pub mod weights;
 
 pub use error::{Error, Result};
@@ -34,3 +39,4 @@ pub use observer::Observer;
 pub use table::{
     ARCHITECTURES, Architecture, encoder_decoder_config, layout, layout_of, layout_with, unknown_keys,
 };
+pub use upcycle::{Upcycling, upcycled_config};

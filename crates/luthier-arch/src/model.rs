@@ -143,6 +143,22 @@ pub trait Model: Send + Sync {
         encoded: Option<&Encoded>,
         cache: Option<&mut Cache>,
     ) -> Result<Tensor>;
+    /// Whether some of its layers have experts.
+    fn has_experts(&self) -> bool {
+        false
+    }
+    /// How much the loss that keeps experts evenly busy counts in training by the config; none: not at all.
+    fn balance_coefficient(&self) -> Option<f64> {
+        None
+    }
+    /// As `hidden` without a cache, and that loss where the model has experts. Padding does not count.
+    fn hidden_balanced(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        Ok((self.hidden(tokens, encoded, None)?, None))
+    }
     /// states: [.., m] -> logits [.., v].
     fn logits(&self, states: &Tensor) -> Result<Tensor>;
     /// states: [n, m] -> weighted mean cross-entropy, without the logits standing whole in memory.

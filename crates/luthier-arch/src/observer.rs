@@ -12,6 +12,11 @@ pub trait Observer: Send + Sync {
     fn matrix(&self, weight: &str, x: &Tensor) -> Result<()>;
     /// The norm `weight`: [n] made y of x, both [.., n].
     fn norm(&self, weight: &str, x: &Tensor, y: &Tensor) -> Result<()>;
+    /// The router `weight`: [e, m] gave each expert this share in what tokens become, [b, t, e]; 0 to those not chosen.
+    fn shares(&self, weight: &str, shares: &Tensor) -> Result<()> {
+        let _ = (weight, shares);
+        Ok(())
+    }
 }
 
 /// Where a model's observer is put; all parts of one model share it.

@@ -16,8 +16,10 @@ use crate::{Error, Result};
 /// The sizes of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSizes {
-    /// Inner width of the feed-forward block; none where the layer has no such block.
+    /// Inner width of the feed-forward block; none where the layer has no such block, or experts.
     pub inner: Option<usize>,
+    /// Routed experts, where the layer has some; their inner widths stay as they are.
+    pub experts: Option<usize>,
     /// Self-attention; none where the layer has none.
     pub heads: Option<HeadSizes>,
     /// Tokens that self-attention sees, where that is a window.
@@ -92,8 +94,10 @@ fn of_stack(kind: StackKind, shape: &StackShape) -> StackSizes {
     let layers = shape.layers.iter().map(|layer| {
         let attention = &layer.attention;
         let (query, kv, width) = (attention.query_heads, attention.kv_heads, attention.head_dim);
+        let there = Some(&layer.feed_forward).filter(|_| !layer.skips.feed_forward);
         LayerSizes {
-            inner: (!layer.skips.feed_forward).then_some(layer.feed_forward.inner),
+            inner: there.and_then(|block| block.dense()).map(|block| block.inner),
+            experts: there.and_then(|block| block.experts()).map(|experts| experts.count),
             heads: (!layer.skips.attention).then_some(HeadSizes { query, kv, width }),
             window: attention.window,
         }

@@ -25,9 +25,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
     crate::llama::ARCHITECTURE,
     crate::encoder_decoder::ARCHITECTURE,
     crate::mistral::ARCHITECTURE,
+    crate::mixtral::ARCHITECTURE,
     crate::mt5::ARCHITECTURE,
     crate::qwen2::ARCHITECTURE,
+    crate::qwen2_moe::ARCHITECTURE,
     crate::qwen3::ARCHITECTURE,
+    crate::qwen3_moe::ARCHITECTURE,
     crate::t5::ARCHITECTURE,
     crate::t5gemma::ARCHITECTURE,
 ];

@@ -26,6 +26,14 @@ pub enum Space {
     TokenTypes,
     /// Classes of a text.
     Classes,
+    /// Routed experts, one number each.
+    Experts,
+    /// The inner width of one routed expert.
+    ExpertFfn,
+    /// Shared experts, one number each.
+    SharedExperts,
+    /// The inner width of the shared expert.
+    SharedFfn,
 }
 
 /// Which stack of layers a tensor belongs to.
@@ -132,6 +140,32 @@ pub enum Part {
     UpBias,
     /// Bias of the down projection.
     DownBias,
+    /// Scores of the routed experts.
+    Router,
+    /// Gate projection of the routed expert of this number.
+    ExpertGate(usize),
+    /// Its up projection.
+    ExpertUp(usize),
+    /// Its down projection.
+    ExpertDown(usize),
+    /// How much the shared expert counts.
+    SharedRouter,
+    /// Gate projection of the shared expert.
+    SharedGate,
+    /// Its up projection.
+    SharedUp,
+    /// Its down projection.
+    SharedDown,
+}
+
+impl Part {
+    /// The number of the routed expert that it belongs to.
+    pub fn expert(self) -> Option<usize> {
+        match self {
+            Part::ExpertGate(expert) | Part::ExpertUp(expert) | Part::ExpertDown(expert) => Some(expert),
+            _ => None,
+        }
+    }
 }
 
 /// Where a tensor stands: stack, layer, part.

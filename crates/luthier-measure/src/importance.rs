@@ -4,6 +4,7 @@
 //!
 //! With x an activation of token t in window b and `agg` the aggregations that the caller names:
 //! - a head: agg_b agg_t of the Euclidean norm of its output; a group: of the output of its heads together;
+//! - an expert: agg_b agg_t of its share in what a token becomes, 0 where it is not chosen (soft counts, arXiv:2404.05089);
 //! - a neuron: agg_b agg_t of |x| that goes into the down projection;
 //! - a channel: agg_b agg_t of |x| that comes out of a norm, for each norm on its own;
 //! - energy of a channel: its mean share in the sum of squares that a norm reads;

@@ -19,6 +19,17 @@ pub enum Activation {
     Relu,
 }
 
+impl From<Activation> for Gate {
+    fn from(activation: Activation) -> Gate {
+        match activation {
+            Activation::Silu => Gate::Silu,
+            Activation::GeluTanh => Gate::GeluTanh,
+            Activation::Gelu => Gate::Gelu,
+            Activation::Relu => Gate::Relu,
+        }
+    }
+}
+
 /// gate, up: [.., f] -> [.., f].
 pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     if gate.dims() != up.dims() {
@@ -27,13 +38,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
     if !tape::is_fused(&[gate, up]) {
         return reference(gate, up, activation);
     }
-    let kind = match activation {
-        Activation::Silu => Gate::Silu,
-        Activation::GeluTanh => Gate::GeluTanh,
-        Activation::Gelu => Gate::Gelu,
-        Activation::Relu => Gate::Relu,
-    };
-    tape::apply(Gated { kind, shape: gate.shape().clone() }, &[gate, up])
+    tape::apply(Gated { kind: activation.into(), shape: gate.shape().clone() }, &[gate, up])
 }
 
 /// x: [.., f] -> [.., f], without a gate.

@@ -8,6 +8,7 @@ pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod experts;
 mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
@@ -17,6 +18,7 @@ pub mod recompute;
 mod relative_bias;
 pub mod residual;
 pub mod rope;
+pub mod router;
 pub mod tape;
 pub mod weight;
 

@@ -19,6 +19,7 @@ mod plan;
 pub mod prune;
 pub mod quantize;
 pub mod trim_vocab;
+pub mod upcycle;
 pub mod version;
 mod view;
 mod writing;

@@ -64,13 +64,33 @@ impl Origin {
         }
     }
 
-    /// The input and its tensor, where there is one.
-    pub(crate) fn source(&self) -> Option<(usize, &str)> {
+    /// The inputs and their tensors that it is made of.
+    pub(crate) fn sources(&self) -> Vec<(usize, &str)> {
         match self {
-            Origin::From { input, name } | Origin::Changed { input, name, .. } => Some((*input, name)),
-            Origin::Merged { sources, .. } => sources.first().map(|(input, name)| (*input, name.as_str())),
-            Origin::Made(_) => None,
+            Origin::From { input, name } | Origin::Changed { input, name, .. } => vec![(*input, name)],
+            Origin::Merged { sources, .. } => {
+                sources.iter().map(|(input, name)| (*input, name.as_str())).collect()
+            }
+            Origin::Made(_) => Vec::new(),
         }
+    }
+
+    /// Of tensors that stand one after the other.
+    pub(crate) fn stacked(parts: &[&Origin]) -> Origin {
+        let how = parts.iter().find_map(|part| match part {
+            Origin::Changed { how, .. } | Origin::Merged { how, .. } | Origin::Made(how) => {
+                Some(how.as_str())
+            }
+            Origin::From { .. } => None,
+        });
+        let how = how.map_or("stacked".to_string(), |how| format!("{how}; stacked"));
+        let mut sources: Vec<(usize, String)> = Vec::new();
+        for (input, name) in parts.iter().flat_map(|part| part.sources()) {
+            if !sources.iter().any(|(known, source)| *known == input && source == name) {
+                sources.push((input, name.to_string()));
+            }
+        }
+        if sources.is_empty() { Origin::Made(how) } else { Origin::Merged { sources, how } }
     }
 
     /// For people.

@@ -63,6 +63,7 @@ pub fn bench_step(
             optimizer: &mut optimizer,
             masters: None,
             lr: LR,
+            balance: model.balance_coefficient(),
             gradient_clip: None,
         };
         let report = train_step(model, None, &rows, 1, step as u64 + 1, mover)?;

@@ -14,6 +14,9 @@ pub struct Entry {
     pub epoch: f64,
     /// Mean over the step's targets in nats, before the step moved the weights.
     pub loss: f64,
+    /// How unevenly experts were asked (evenly: as many as a token goes through), where that counts in training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance_loss: Option<f64>,
     /// Of the step.
     pub learning_rate: f64,
     /// Global norm before clipping.

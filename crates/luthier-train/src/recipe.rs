@@ -61,6 +61,10 @@ pub struct Recipe {
     /// Largest global norm of a step's gradient; left out: no clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient_clip: Option<f64>,
+    /// How much the loss that keeps experts evenly busy counts; left out: `router_aux_loss_coef` of config.json where
+    /// its `output_router_logits` is true, else not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss_coef: Option<f64>,
     /// Precision of the weights; left out: f32.
     #[serde(default)]
     pub precision: Precision,

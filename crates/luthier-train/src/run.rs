@@ -311,6 +311,7 @@ fn train(
             step: position.step,
             epoch: trainer.epochs(),
             loss: report.loss_nats,
+            balance_loss: report.balance_loss,
             learning_rate: lr,
             grad_norm: report.grad_norm,
             train_tokens: position.train_tokens,
@@ -329,9 +330,7 @@ fn train(
             tokens_per_s,
             eta_s: tokens_left as f64 / tokens_per_s,
         });
-        if let Some(loss_nats) = validation_loss_nats {
-            progress.validated(position.step, loss_nats);
-        }
+        validation_loss_nats.into_iter().for_each(|loss_nats| progress.validated(position.step, loss_nats));
         log.entries.push(entry);
         if position.step == total_steps || is_due(position.step, recipe.checkpoint_every_steps) {
             trainer.check_finite()?;

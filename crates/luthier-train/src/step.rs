@@ -1,5 +1,6 @@
 //! One training step: rows in micro-batches, gradients summed, clipped, and handed to the optimizer.
 
+use candle_core::Tensor;
 use luthier_arch::model::Model;
 use luthier_ops::Weight;
 use luthier_ops::cross_entropy::Targets;
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 pub struct StepReport {
     /// Mean over the step's target tokens, in nats, before the step moved the weights.
     pub loss_nats: f64,
+    /// How unevenly experts were asked (evenly: as many as a token goes through), where it counts; the gradient holds it times its coefficient.
+    pub balance_loss: Option<f64>,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Target tokens.
@@ -32,6 +35,8 @@ pub struct Mover<'a> {
     pub masters: Option<&'a mut Masters>,
     /// Learning rate of this step.
     pub lr: f64,
+    /// How much the loss that keeps experts evenly busy counts; none: not at all.
+    pub balance: Option<f64>,
     /// Largest global norm.
     pub gradient_clip: Option<f64>,
 }
@@ -56,10 +61,17 @@ pub fn train_step(
         return Err(Error::data(what));
     }
     mover.weights.iter().for_each(Weight::zero_grad);
-    let mut loss_nats = 0.0;
+    let (mut loss_nats, mut balance_loss) = (0.0, None);
     for batch in batches.iter().filter(|batch| batch.target_tokens() > 0) {
-        let loss = batch_loss(model, teacher, batch, target_tokens as f32)?;
+        let (mut loss, balance) =
+            losses(model, teacher, batch, target_tokens as f32, mover.balance.is_some())?;
         loss_nats += f64::from(loss.to_scalar::<f32>()?);
+        if let (Some(coefficient), Some(balance)) = (mover.balance, balance) {
+            // The mean over the parts, as the other loss is one over their targets.
+            let share = batch.target_tokens() as f64 / target_tokens as f64;
+            *balance_loss.get_or_insert(0.0) += share * f64::from(balance.to_scalar::<f32>()?);
+            loss = (loss + (balance * (coefficient * share))?)?;
+        }
         luthier_ops::weight::collect(mover.weights, &loss.backward()?)?;
     }
     let diverged = |what, value| Error::Diverged { step, what, value, kept: String::new() };
@@ -79,7 +91,7 @@ pub fn train_step(
             masters.round(mover.weights)?;
         }
     }
-    Ok(StepReport { loss_nats, grad_norm, target_tokens })
+    Ok(StepReport { loss_nats, balance_loss, grad_norm, target_tokens })
 }
 
 /// Sum of the losses of a batch's scored positions over `normalizer`, on the tape.
@@ -88,17 +100,31 @@ pub fn batch_loss(
     teacher: Option<&Teacher>,
     batch: &Batch,
     normalizer: f32,
-) -> Result<candle_core::Tensor> {
+) -> Result<Tensor> {
+    Ok(losses(model, teacher, batch, normalizer, false)?.0)
+}
+
+/// The same, and with `balanced` how unevenly the model's experts were asked, where it has some.
+fn losses(
+    model: &dyn Model,
+    teacher: Option<&Teacher>,
+    batch: &Batch,
+    normalizer: f32,
+    balanced: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
     let scored: Vec<u32> =
         (0..batch.weights.len() as u32).filter(|&at| batch.weights[at as usize] > 0.0).collect();
     let teacher = teacher.map(|teacher| teacher.targets(batch, &scored)).transpose()?;
     let encoded = batch.encoder.as_ref().map(|tokens| model.encode(tokens)).transpose()?;
-    let states = model.hidden(&batch.decoder, encoded.as_ref(), None)?;
+    let (states, balance) = match balanced {
+        true => model.hidden_balanced(&batch.decoder, encoded.as_ref())?,
+        false => (model.hidden(&batch.decoder, encoded.as_ref(), None)?, None),
+    };
     let targets = Targets {
         ids: scored.iter().map(|&at| batch.targets[at as usize]).collect(),
         weights: vec![1.0; scored.len()],
         normalizer,
         teacher,
     };
-    Ok(model.loss(&select_rows(&states, &scored)?, &targets)?)
+    Ok((model.loss(&select_rows(&states, &scored)?, &targets)?, balance))
 }

@@ -24,6 +24,7 @@ pub fn event(entry: &Entry) -> Vec<u8> {
     let mut summary = Vec::new();
     let scalars = [
         ("train/loss", Some(entry.loss)),
+        ("train/balance_loss", entry.balance_loss),
         ("train/learning_rate", Some(entry.learning_rate)),
         ("train/grad_norm", Some(entry.grad_norm)),
         ("train/epoch", Some(entry.epoch)),

@@ -46,6 +46,7 @@ pub struct Trainer {
     sequence_length: usize,
     batch_size: usize,
     n_parts: usize,
+    balance: Option<f64>,
     gradient_clip: Option<f64>,
     seed: u64,
     position: Position,
@@ -79,6 +80,12 @@ impl Trainer {
             let what = format!("is {}, the model has {}", recipe.recompute_layers, model.n_layers());
             return Err(Error::recipe("recompute_layers", what));
         }
+        if recipe.router_aux_loss_coef.is_some() && !model.has_experts() {
+            return Err(Error::recipe(
+                "router_aux_loss_coef",
+                "is for models with experts, this one has none",
+            ));
+        }
         model.set_recomputed_layers(recipe.recompute_layers as usize);
         let weights = parameters::choose(model.weights(), &recipe.freeze, &recipe.train_only)?;
         let optimizer = optimizers::of_recipe(recipe, &weights);
@@ -106,6 +113,7 @@ impl Trainer {
             order: WindowOrder::new(recipe.seed, texts.train.n_windows(sequence_length))?,
             schedule: schedules::of_recipe(recipe),
             stream: texts.train,
+            balance: recipe.router_aux_loss_coef.or(model.balance_coefficient()),
             gradient_clip: recipe.gradient_clip,
             seed: recipe.seed,
             position: Position::default(),
@@ -140,6 +148,7 @@ impl Trainer {
             optimizer: self.optimizer.as_mut(),
             masters: self.masters.as_mut(),
             lr,
+            balance: self.balance,
             gradient_clip: self.gradient_clip,
         };
         let report =

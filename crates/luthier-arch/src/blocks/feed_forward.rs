@@ -81,6 +81,17 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
+    /// A gated block without biases whose projections (gate, up, down) lie under `module`.
+    pub(crate) fn of_projections(
+        weights: &WeightSet,
+        module: &str,
+        [gate, up, down]: [&str; 3],
+        activation: Activation,
+    ) -> crate::Result<FeedForward> {
+        let linear = |name: &str| Linear::build(weights, &format!("{module}.{name}"), false);
+        Ok(FeedForward { gate: Some(linear(gate)?), up: linear(up)?, down: linear(down)?, activation })
+    }
+
     /// x: [b, t, m] -> [b, t, m].
     pub fn forward(&self, x_btm: &Tensor) -> Result<Tensor> {
         let up_btf = self.up.forward(x_btm)?;

@@ -6,7 +6,7 @@ use luthier_ops::attention::KvCache;
 use luthier_ops::{Result, Tensor, residual};
 
 use super::attention::{Attention, AttentionShape, Reads};
-use super::feed_forward::{FeedForward, FeedForwardShape};
+use super::mlp::{Mlp, MlpShape};
 use super::names::{StackNames, in_layer};
 use super::norm::{Norm, NormShape};
 use super::pass::Pass;
@@ -20,8 +20,8 @@ use crate::weights::WeightSet;
 pub struct LayerShape {
     /// Self-attention.
     pub attention: AttentionShape,
-    /// Feed-forward.
-    pub feed_forward: FeedForwardShape,
+    /// Feed-forward, or experts.
+    pub feed_forward: MlpShape,
     /// What it has not.
     pub skips: Skips,
 }
@@ -114,12 +114,22 @@ pub struct LayerCache<'a> {
 pub struct Layer {
     own: Option<(Around, Attention)>,
     cross: Option<(Around, Attention)>,
-    feed_forward: Option<(Around, FeedForward)>,
+    feed_forward: Option<(Around, Mlp)>,
 }
 
 impl Layer {
-    /// x: [b, t, m] -> [b, t, m].
-    pub fn forward(&self, x_btm: &Tensor, pass: &Pass, cache: Option<LayerCache>) -> Result<Tensor> {
+    /// e, where it has experts.
+    pub fn experts(&self) -> Option<usize> {
+        self.feed_forward.as_ref().and_then(|(_, block)| block.experts())
+    }
+
+    /// x: [b, t, m] -> [b, t, m], and the logits of its router [b * t, e] where it has experts.
+    pub fn forward(
+        &self,
+        x_btm: &Tensor,
+        pass: &Pass,
+        cache: Option<LayerCache>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let (own_cache, cross_cache) = match cache {
             Some(cache) => (Some(cache.own), cache.cross),
             None => (None, None),
@@ -134,10 +144,14 @@ impl Layer {
             };
             x_btm = norms.run(&x_btm, |x| attention.cross(x, encoded_bse, pass, cross_cache))?;
         }
-        match &self.feed_forward {
-            Some((norms, block)) => norms.run(&x_btm, |x| block.forward(x)),
-            None => Ok(x_btm),
-        }
+        let Some((norms, block)) = &self.feed_forward else { return Ok((x_btm, None)) };
+        let mut logits_ne = None;
+        let y_btm = norms.run(&x_btm, |x| {
+            let (y, logits) = block.forward(x)?;
+            logits_ne = logits;
+            Ok(y)
+        })?;
+        Ok((y_btm, logits_ne))
     }
 }
 

@@ -22,6 +22,11 @@ impl Linear {
         Ok(Linear { weight, bias, tap: weights.tap().clone() })
     }
 
+    /// The name of the weight.
+    pub fn name(&self) -> &str {
+        self.weight.name()
+    }
+
     /// x: [.., m] -> [.., n].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.tap.see(|observer| observer.matrix(self.weight.name(), x))?;

@@ -29,7 +29,7 @@ pub fn apply(keys: &Keys, layers: &mut [LayerShape]) -> Result<()> {
         }
         let shape = &mut layers[layer];
         if let Some(inner) = keys.optional_size("intermediate_size", MAX_WIDTH)? {
-            shape.feed_forward.inner = inner;
+            shape.feed_forward.set_inner(inner);
         }
         let attention = &mut shape.attention;
         if let Some(heads) = keys.optional_size("num_attention_heads", MAX_HEADS)? {

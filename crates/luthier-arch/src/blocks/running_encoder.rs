@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 
 use super::attention::Attention;
 use super::encoder_only::EncoderOnlyShape;
-use super::feed_forward::FeedForward;
 use super::layer_norm::LayerNorm;
 use super::linear::Linear;
+use super::mlp::Mlp;
 use super::names::in_layer;
 use super::pass::{self, Pass};
 use super::stack::Site;
@@ -38,7 +38,7 @@ pub(super) struct RunningEncoderOnly {
 struct PostNormLayer {
     attention: Attention,
     attention_norm: LayerNorm,
-    feed_forward: FeedForward,
+    feed_forward: Mlp,
     feed_forward_norm: LayerNorm,
 }
 
@@ -47,7 +47,7 @@ impl PostNormLayer {
     fn forward(&self, x_btm: &Tensor, pass: &Pass) -> luthier_ops::Result<Tensor> {
         let attended = residual::add(x_btm, &self.attention.own(x_btm, pass, None)?)?;
         let x_btm = self.attention_norm.forward(&attended)?;
-        self.feed_forward_norm.forward(&residual::add(&x_btm, &self.feed_forward.forward(&x_btm)?)?)
+        self.feed_forward_norm.forward(&residual::add(&x_btm, &self.feed_forward.forward(&x_btm)?.0)?)
     }
 }
 
@@ -70,7 +70,10 @@ impl MaskedTokenHead {
         };
         Ok(Some(MaskedTokenHead {
             dense: Linear::build(weights, dense, true)?,
-            activation: shape.layers.first().map_or(Activation::Gelu, |layer| layer.feed_forward.activation),
+            activation: shape
+                .layers
+                .first()
+                .map_or(Activation::Gelu, |layer| layer.feed_forward.activation()),
             norm: shape.norm().build(weights, norm)?,
             projection,
             bias: weights.get(shape.names.head_bias[bias])?,

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use luthier_ops::Weight;
 use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
+use luthier_ops::router::load_balance;
 use serde_json::{Map, Value};
 
+use super::experts::ExpertsShape;
+use super::pass::PADDING;
 use super::stack::Stack;
 use crate::model::{Cache, Encoded, Model, TokenBatch};
 use crate::observer::{Observer, Tap};
@@ -32,6 +35,12 @@ pub(super) struct RunningEncoder {
 impl RunningModel {
     fn n_encoder_layers(&self) -> usize {
         self.encoder.as_ref().map_or(0, |encoder| encoder.stack.shape().layers.len())
+    }
+
+    /// Those of the first layer that has some.
+    fn experts(&self) -> Option<&ExpertsShape> {
+        let mut layers = self.decoder.shape().layers.iter().filter(|layer| !layer.skips.feed_forward);
+        layers.find_map(|layer| layer.feed_forward.experts())
     }
 }
 
@@ -91,6 +100,34 @@ impl Model for RunningModel {
             }
         };
         Err(Error::Use(what.to_string()))
+    }
+
+    fn has_experts(&self) -> bool {
+        self.experts().is_some()
+    }
+
+    fn balance_coefficient(&self) -> Option<f64> {
+        self.experts()?.balance
+    }
+
+    fn hidden_balanced(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (Some(top_k), None, None) = (self.experts().map(|experts| experts.top_k), encoded, &self.encoder)
+        else {
+            return Ok((self.hidden(tokens, encoded, None)?, None));
+        };
+        let (states, routers) = self.decoder.forward_routed(tokens, None, None)?;
+        let counted: Option<Vec<bool>> =
+            tokens.segments.as_ref().map(|all| all.iter().map(|segment| *segment != PADDING).collect());
+        let balance = load_balance(&routers, top_k, counted.as_deref())?;
+        let states = match self.state_scale {
+            Some(scale) => (states * scale)?,
+            None => states,
+        };
+        Ok((states, Some(balance)))
     }
 
     fn logits(&self, states: &Tensor) -> Result<Tensor> {

@@ -183,8 +183,18 @@ impl Stack {
         &self,
         tokens: &TokenBatch,
         encoded: Option<&Encoded>,
-        mut cache: Option<&mut Cache>,
+        cache: Option<&mut Cache>,
     ) -> Result<Tensor> {
+        self.forward_routed(tokens, encoded, cache).map(|(states_btm, _)| states_btm)
+    }
+
+    /// The same, and the logits of the routers [b * t, e] of all layers that have experts.
+    pub fn forward_routed(
+        &self,
+        tokens: &TokenBatch,
+        encoded: Option<&Encoded>,
+        mut cache: Option<&mut Cache>,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let t = pass::tokens_per_row(tokens, self.shape.vocab_size)?;
         if let Some(cache) = cache.as_deref_mut() {
             cache.layers.resize_with(self.layers.len(), KvCache::new);
@@ -193,8 +203,9 @@ impl Stack {
         let pass = self.pass(tokens, t, encoded, cache.as_deref_mut())?;
         let ids = Tensor::from_slice(&tokens.ids, (tokens.rows, t), &self.device)?;
         let mut x_btm = luthier_ops::embedding::embedding(&ids, &self.embedding, self.shape.embedding_scale)?;
+        let mut routers = Vec::new();
         for (at, layer) in self.layers.iter().enumerate() {
-            x_btm = match cache.as_deref_mut() {
+            let (y_btm, logits_ne) = match cache.as_deref_mut() {
                 Some(cache) => {
                     let (own, cross) = (&mut cache.layers[at], cache.cross.get_mut(at));
                     layer.forward(&x_btm, &pass, Some(LayerCache { own, cross }))?
@@ -202,8 +213,10 @@ impl Stack {
                 None if at < self.n_recomputed => recomputed(layer, &x_btm, &pass)?,
                 None => layer.forward(&x_btm, &pass, None)?,
             };
+            x_btm = y_btm;
+            routers.extend(logits_ne);
         }
-        Ok(self.final_norm.forward(&x_btm)?)
+        Ok((self.final_norm.forward(&x_btm)?, routers))
     }
 
     /// The embedding, which a tied head shares.
@@ -285,13 +298,29 @@ impl Stack {
 }
 
 /// Runs a layer without keeping its activations.
-fn recomputed(layer: &Arc<Layer>, x_btm: &Tensor, pass: &Pass) -> luthier_ops::Result<Tensor> {
+fn recomputed(
+    layer: &Arc<Layer>,
+    x_btm: &Tensor,
+    pass: &Pass,
+) -> luthier_ops::Result<(Tensor, Option<Tensor>)> {
+    let experts = layer.experts();
     let (layer, mut pass) = (Arc::clone(layer), pass.clone());
-    let Some(encoded) = pass.encoded.take() else {
-        return recompute(x_btm, move |x| layer.forward(x, &pass, None));
+    let together = match pass.encoded.take() {
+        None => recompute(x_btm, move |x| joined(layer.forward(x, &pass, None)?))?,
+        Some(encoded) => recompute_with(x_btm, &encoded, move |x, encoded| {
+            let pass = Pass { encoded: Some(encoded.clone()), ..pass.clone() };
+            joined(layer.forward(x, &pass, None)?)
+        })?,
     };
-    recompute_with(x_btm, &encoded, move |x, encoded| {
-        let pass = Pass { encoded: Some(encoded.clone()), ..pass.clone() };
-        layer.forward(x, &pass, None)
-    })
+    let Some(experts) = experts else { return Ok((together, None)) };
+    let (b, t, m) = x_btm.dims3()?;
+    let logits_ne = together.narrow(2, m, experts)?.reshape((b * t, experts))?;
+    Ok((together.narrow(2, 0, m)?.contiguous()?, Some(logits_ne)))
+}
+
+/// What is recomputed is one tensor: states and router logits side by side, [b, t, m + e].
+fn joined((y_btm, logits_ne): (Tensor, Option<Tensor>)) -> luthier_ops::Result<Tensor> {
+    let Some(logits_ne) = logits_ne else { return Ok(y_btm) };
+    let (b, t, _) = y_btm.dims3()?;
+    Tensor::cat(&[&y_btm, &logits_ne.reshape((b, t, ()))?], 2)
 }

@@ -41,6 +41,10 @@ pub struct StackRules {
     pub activation: (&'static str, &'static str),
     /// Whether embeddings are scaled by the root of the width.
     pub scales_embedding: bool,
+    /// `rms_norm_eps` where the config does not say.
+    pub default_eps: f64,
+    /// `rope_theta` where the config does not say.
+    pub default_theta: f64,
     /// The token whose freshly made embedding is zero.
     pub pad_token: Option<u32>,
 }
@@ -63,6 +67,8 @@ impl StackRules {
             logit_softcap: None,
             activation: ("hidden_act", "silu"),
             scales_embedding: false,
+            default_eps: 1e-6,
+            default_theta: 10_000.0,
             pad_token: keys.optional_token("pad_token_id")?,
         })
     }
@@ -90,6 +96,8 @@ impl StackRules {
             logit_softcap: softcap("final_logit_softcapping", 30.0)?,
             activation: ("hidden_activation", "gelu_pytorch_tanh"),
             scales_embedding: true,
+            default_eps: 1e-6,
+            default_theta: 10_000.0,
             pad_token: keys.optional_token_or("pad_token_id", 0)?,
         })
     }
@@ -102,7 +110,8 @@ impl StackRules {
     ) -> Result<StackShape> {
         let width = keys.size("hidden_size", MAX_WIDTH)?;
         let heads = Heads::read(keys, width, self.default_kv_heads, self.default_head_dim)?;
-        let norm = NormShape { eps: keys.number_or("rms_norm_eps", 1e-6)?, offset: self.norm_offset };
+        let norm =
+            NormShape { eps: keys.number_or("rms_norm_eps", self.default_eps)?, offset: self.norm_offset };
         let context_length =
             keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.or(self.default_context_length);
         let attention = AttentionShape {
@@ -129,7 +138,7 @@ impl StackRules {
         let layers =
             windows(keys.size("num_hidden_layers", MAX_LAYERS)?)?.into_iter().map(|window| LayerShape {
                 attention: AttentionShape { window, ..attention.clone() },
-                feed_forward: feed_forward.clone(),
+                feed_forward: feed_forward.clone().into(),
                 skips: Skips::default(),
             });
         let mut layers: Vec<LayerShape> = layers.collect();
@@ -146,7 +155,7 @@ impl StackRules {
             layers,
             norm,
             names: self.names,
-            positions: Positions::Rotary(Rope::read(keys, heads.width, context_length, 10_000.0)?),
+            positions: Positions::Rotary(Rope::read(keys, heads.width, context_length, self.default_theta)?),
             logit_softcap: self.logit_softcap,
             context_length,
             hidden_token: None,

@@ -133,7 +133,10 @@ fn read_stack(
         vocab_size: keys.size("vocab_size", MAX_VOCABULARY)?,
         width,
         embedding_scale: 1.0,
-        layers: vec![LayerShape { attention, feed_forward, skips: Skips::default() }; n_layers],
+        layers: vec![
+            LayerShape { attention, feed_forward: feed_forward.into(), skips: Skips::default() };
+            n_layers
+        ],
         norm: NormShape { eps: keys.number_or("layer_norm_epsilon", 1e-6)?, offset: 0.0 },
         names,
         positions: Positions::Relative {

@@ -90,7 +90,7 @@ pub(super) fn metadata(
     let mut set = |key: &str, value: GgufValue| metadata.push((format!("{architecture}.{key}"), value));
     set("context_length", size("n_positions", keys.size_or("n_positions", MAX_POSITIONS, CONTEXT)?)?);
     set("embedding_length", size("d_model", decoder.width)?);
-    set("feed_forward_length", size("d_ff", layer.feed_forward.inner)?);
+    set("feed_forward_length", size("d_ff", layer.feed_forward.inner())?);
     set("block_count", size("num_layers", encoder.layers.len())?);
     set("decoder_block_count", size("num_decoder_layers", decoder.layers.len())?);
     set("attention.head_count", size("num_heads", attention.query_heads)?);
@@ -110,7 +110,7 @@ pub(super) fn metadata(
 /// Refuses what llama.cpp computes otherwise.
 pub(super) fn check(keys: &Keys, shape: &EncoderDecoderShape) -> Result<()> {
     let layers = shape.encoder.layers.iter().chain(&shape.decoder.layers);
-    for block in layers.map(|layer| &layer.feed_forward) {
+    for block in layers.filter_map(|layer| layer.feed_forward.dense()) {
         let (assumed, name) = match block.gated {
             true => (Activation::GeluTanh, "gated-gelu"),
             false => (Activation::Relu, "relu"),

@@ -64,7 +64,7 @@ pub(super) fn metadata(architecture: &str, shape: &EncoderOnlyShape) -> Result<V
     set("context_length", size("max_position_embeddings", shape.positions)?);
     set("embedding_length", size("hidden_size", shape.width)?);
     if let Some(layer) = shape.layers.first() {
-        set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner)?);
+        set("feed_forward_length", size("intermediate_size", layer.feed_forward.inner())?);
         set("attention.head_count", size("num_attention_heads", layer.attention.query_heads)?);
     }
     set("attention.causal", GgufValue::Bool(false));
@@ -75,7 +75,7 @@ pub(super) fn metadata(architecture: &str, shape: &EncoderOnlyShape) -> Result<V
 
 /// Refuses what llama.cpp computes otherwise. It takes the tanh form for exact GELU too, within its own rounding.
 pub(super) fn check(keys: &Keys, shape: &EncoderOnlyShape) -> Result<()> {
-    let activation = shape.layers.first().map(|layer| layer.feed_forward.activation);
+    let activation = shape.layers.first().map(|layer| layer.feed_forward.activation());
     match activation {
         Some(Activation::Gelu | Activation::GeluTanh) | None => Ok(()),
         Some(other) => Err(refused(keys, "hidden_act", format!("GGUF files assume gelu, found {other:?}"))),
@@ -93,7 +93,7 @@ pub(super) fn form_of(shape: &EncoderOnlyShape, gguf: &Gguf) -> Result<Vec<Tenso
             .filter(|tensor| gguf.infos().iter().any(|info| info.name == tensor.name));
         held.filter_map(|tensor| match tensor.origin {
             GgufOrigin::Tensor { name, .. } => Some(name),
-            GgufOrigin::Made(_) => None,
+            GgufOrigin::Stacked { .. } | GgufOrigin::Made(_) => None,
         })
         .collect()
     });

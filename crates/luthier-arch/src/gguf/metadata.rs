@@ -16,6 +16,10 @@ use crate::{Error, Result};
 
 /// What rotary frequencies are divided by.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The embedding.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
+/// Those whose files say how many experts there are.
+const WITH_EXPERTS: &[&str] = &["mixtral", "qwen2_moe", "qwen3_moe"];
 /// The head, where it is not the embedding.
 pub(super) const HEAD: &str = "output.weight";
 
@@ -37,14 +41,26 @@ impl<'a> Metadata<'a> {
     pub(super) fn architecture(&self) -> Result<(&'static Architecture, GgufDialect)> {
         let dialects = ARCHITECTURES.iter().filter_map(|a| a.gguf.map(|dialect| (a, dialect)));
         let known: Vec<_> = dialects.collect();
-        if self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0) {
-            return Err(Error::config(self.name("expert_count"), "models with experts are not supported"));
-        }
+        let has_experts = self.get("expert_count").and_then(GgufValue::as_u64).is_some_and(|count| count > 0);
         let name = per_layer::dialect_name(self.architecture);
         let is_named = |(_, dialect): &&(_, GgufDialect)| dialect.architecture == name;
+        // Layers that differ are those of dense models.
+        let fits = |(known, _): &&(&Architecture, GgufDialect)| {
+            WITH_EXPERTS.contains(&known.model_type) == has_experts
+                && (!has_experts || name == self.architecture)
+        };
+        let fitting = || known.iter().filter(is_named).filter(fits);
         // Several architectures may share a name there; the one that is called so itself says most.
-        let own = known.iter().filter(is_named).find(|(known, _)| known.model_type == name);
-        own.or_else(|| known.iter().find(is_named)).copied().ok_or_else(|| {
+        let own = fitting().find(|(known, _)| known.model_type == name);
+        let found = own.or_else(|| fitting().next()).copied();
+        if found.is_none() && known.iter().any(|known| is_named(&known)) {
+            let what = match has_experts {
+                true => "models of this architecture with experts are not supported",
+                false => "missing or 0; models of this architecture have experts",
+            };
+            return Err(Error::config(self.name("expert_count"), what));
+        }
+        found.ok_or_else(|| {
             let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
             names.sort_unstable();
             names.dedup();
@@ -65,9 +81,10 @@ impl<'a> Metadata<'a> {
     }
 
     pub(super) fn embedding(&self) -> Result<&'a TensorInfo> {
-        const NAME: &str = "token_embd.weight";
-        let info = self.info(NAME).filter(|info| info.shape.len() == 2);
-        info.ok_or_else(|| Error::tensor(NAME, "missing or not a matrix; every model has this embedding"))
+        let info = self.info(EMBEDDING).filter(|info| info.shape.len() == 2);
+        info.ok_or_else(|| {
+            Error::tensor(EMBEDDING, "missing or not a matrix; every model has this embedding")
+        })
     }
 
     /// Rows of the embedding, which a key of its own may repeat but not contradict.
@@ -220,6 +237,31 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// What Qwen's models with experts say of them.
+    fn experts(&self, normalized: bool) -> Result<Vec<(&'static str, Value)>> {
+        let used = self.uniform("expert_used_count")?;
+        let shared_out = || -> Result<Value> {
+            let inner = self.uniform("feed_forward_length")?;
+            let size = inner.as_u64().zip(used.as_u64()).and_then(|(inner, used)| inner.checked_div(used));
+            size.map(|size| json!(size))
+                .ok_or_else(|| Error::config(self.name("expert_used_count"), "expected at least 1"))
+        };
+        let inner = match self.get("expert_feed_forward_length") {
+            Some(_) => self.uniform("expert_feed_forward_length")?,
+            None => shared_out()?,
+        };
+        Ok(vec![
+            ("hidden_act", json!("silu")),
+            ("num_experts", self.size("expert_count")?),
+            ("num_experts_per_tok", used),
+            ("moe_intermediate_size", inner),
+            ("norm_topk_prob", json!(normalized)),
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!([])),
+            ("use_sliding_window", json!(false)),
+        ])
+    }
+
     /// What single architectures add.
     pub(super) fn peculiarities(&self, model_type: &str) -> Result<Vec<(&'static str, Value)>> {
         let has = |name: &str| self.info(name).is_some();
@@ -235,6 +277,22 @@ impl<'a> Metadata<'a> {
                 ("use_sliding_window", json!(false)),
                 ("attention_bias", json!(has("blk.0.attn_q.bias"))),
             ],
+            "mixtral" => vec![
+                ("hidden_act", json!("silu")),
+                ("num_local_experts", self.size("expert_count")?),
+                ("num_experts_per_tok", self.uniform("expert_used_count")?),
+            ],
+            "qwen2_moe" => {
+                let mut keys = self.experts(false)?;
+                let shared =
+                    self.optional_size("expert_shared_feed_forward_length")?.filter(|size| *size > 0);
+                let shared =
+                    shared.map_or_else(|| self.uniform("feed_forward_length"), |size| Ok(json!(size)))?;
+                keys.push(("shared_expert_intermediate_size", shared));
+                keys.push(("qkv_bias", json!(has("blk.0.attn_q.bias"))));
+                keys
+            }
+            "qwen3_moe" => self.experts(true)?,
             "gemma2" => {
                 let heads = self.query_heads()?;
                 let (layers, width) = (self.size("block_count")?, self.size("embedding_length")?);

@@ -11,12 +11,12 @@ use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value, json};
 
 use super::beside::{self, BESIDE_KEY, Beside};
-use super::metadata::{HEAD, Metadata, ROPE_FACTORS};
+use super::metadata::{EMBEDDING, HEAD, Metadata, ROPE_FACTORS};
 use super::per_layer;
 use super::write::{self, GgufOrigin, GgufTensor};
 use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, agreement, encoder_decoder, encoder_only};
 use crate::table::{self, Architecture, ModelShape};
-use crate::{Error, Result, load};
+use crate::{Error, Result, fused, load};
 
 /// The file by which sentence-transformers knows what a model consists of.
 const MODULES: &str = "modules.json";
@@ -24,10 +24,10 @@ const MODULES: &str = "modules.json";
 /// Opens a model folder, a lone file of PyTorch's with its config.json beside it, or a GGUF file as if it were a folder.
 pub fn open(place: &Path) -> Result<Checkpoint> {
     if place.is_dir() {
-        return Ok(load::recognised(Checkpoint::open_folder(place)?));
+        return fused::split(load::recognised(Checkpoint::open_folder(place)?));
     }
     if luthier_checkpoint::torch::is_torch_name(place) {
-        return Ok(load::recognised(Checkpoint::open_torch_file(place)?));
+        return fused::split(load::recognised(Checkpoint::open_torch_file(place)?));
     }
     open_gguf(place)
 }
@@ -99,10 +99,28 @@ fn fits(config: &Map<String, Value>, gguf: &Gguf) -> Result<bool> {
     let (shape, architecture) = fitted(config, gguf)?;
     let infos: HashMap<&str, &TensorInfo> =
         gguf.infos().iter().map(|info| (info.name.as_str(), info)).collect();
-    let is_tied = shape.layout().ties.iter().any(|tie| tie.name == "lm_head.weight");
-    let same =
-        |tensor: &GgufTensor| infos.get(tensor.name.as_str()).is_some_and(|info| info.shape == tensor.shape);
-    Ok(!(is_tied && infos.contains_key(HEAD)) && write::tensors(&shape, architecture)?.iter().all(same))
+    let spare_head = infos.contains_key(HEAD) && has_tied_head(&shape);
+    let same = |tensor: &GgufTensor| {
+        tensor.name == HEAD && has_tied_head(&shape)
+            || infos.get(tensor.name.as_str()).is_some_and(|info| info.shape == tensor.shape)
+    };
+    Ok((!spare_head || repeats_embedding(&shape, gguf)?)
+        && write::tensors(&shape, architecture)?.iter().all(same))
+}
+
+fn has_tied_head(shape: &ModelShape) -> bool {
+    shape.layout().ties.iter().any(|tie| tie.name == "lm_head.weight")
+}
+
+/// Whether the head of the file is the embedding once more, as in a decoder-only model whose config ties them.
+fn repeats_embedding(shape: &ModelShape, gguf: &Gguf) -> Result<bool> {
+    if !matches!(shape, ModelShape::DecoderOnly { tied_head: true, .. }) {
+        return Ok(false);
+    }
+    let info = |name: &str| gguf.infos().iter().find(|info| info.name == name);
+    let (Some(head), Some(embedding)) = (info(HEAD), info(EMBEDDING)) else { return Ok(false) };
+    let same = head.dtype == embedding.dtype && head.shape == embedding.shape;
+    Ok(same && gguf.read(HEAD)?[..] == gguf.read(EMBEDDING)?[..])
 }
 
 /// The shape of a model of this config, in the form of the folder that the file stands for.
@@ -125,9 +143,18 @@ fn fitted(config: &Map<String, Value>, gguf: &Gguf) -> Result<(ModelShape, &'sta
 struct Renamed {
     gguf: Arc<Gguf>,
     infos: Vec<TensorInfo>,
-    origins: HashMap<String, (TensorInfo, Transform)>,
+    origins: HashMap<String, Stored>,
     /// Names that stand for another one's tensor.
     repeated: HashMap<String, String>,
+}
+
+/// Where a tensor lies in the file.
+struct Stored {
+    /// The file's tensor.
+    info: TensorInfo,
+    transform: Transform,
+    /// Number of the expert, and of how many, where the file's tensor holds all of a layer.
+    expert: Option<(usize, usize)>,
 }
 
 impl TensorSource for Renamed {
@@ -137,14 +164,20 @@ impl TensorSource for Renamed {
 
     fn read(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
         let name = self.repeated.get(name).map_or(name, String::as_str);
-        let Some((info, transform)) = self.origins.get(name) else {
+        let Some(Stored { info, transform, expert }) = self.origins.get(name) else {
             if let Some(bytes) = beside::bytes(&self.gguf, name) {
                 return Ok(SharedBytes::from_vec(bytes.to_vec()));
             }
             let what = format!("is not in {}", self.gguf.path().display());
             return Err(luthier_checkpoint::Error::Tensor { name: name.to_string(), what });
         };
-        let bytes = self.gguf.read(&info.name)?;
+        let mut bytes = self.gguf.read(&info.name)?;
+        if let Some((number, experts)) = expert {
+            let own = bytes.len() / experts;
+            let outside =
+                || luthier_checkpoint::Error::tensor(name, "lies outside of the tensor that holds it");
+            bytes = bytes.part(number * own..(number + 1) * own).ok_or_else(outside)?;
+        }
         match transform.undo(info, bytes) {
             Ok((_, bytes)) => Ok(bytes),
             Err(Error::Checkpoint(error)) => Err(error),
@@ -155,33 +188,64 @@ impl TensorSource for Renamed {
     }
 }
 
-fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
-    let (shape, architecture) = fitted(config, &gguf)?;
-    let mut names = HashMap::new();
-    for tensor in write::tensors(&shape, architecture)? {
-        if let GgufOrigin::Tensor { name, transform } = tensor.origin {
-            // Files of llama.cpp's own converter hold the norm as the folder has it.
-            let is_plain =
-                matches!(transform, Transform::ScaleStates { .. }) && !encoder_decoder::is_scaled(&gguf);
-            names.insert(tensor.name, (name, if is_plain { Transform::Keep } else { transform }));
-        }
-    }
+/// The file's tensors under the names of the folder that it stands for.
+fn renamed_tensors(
+    config: &Map<String, Value>,
+    gguf: &Gguf,
+) -> Result<(Vec<TensorInfo>, HashMap<String, Stored>)> {
+    let (shape, architecture) = fitted(config, gguf)?;
+    let layout = shape.layout();
+    let shapes: HashMap<&str, &[usize]> =
+        layout.tensors.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())).collect();
+    let tensors = write::tensors(&shape, architecture)?;
+    let wanted: HashMap<&str, &GgufTensor> =
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let repeats_embedding = repeats_embedding(&shape, gguf)?;
     let (mut infos, mut origins) = (Vec::new(), HashMap::new());
     for info in gguf.infos() {
         // The config holds what it says.
-        if info.name == ROPE_FACTORS {
+        if info.name == ROPE_FACTORS || info.name == HEAD && repeats_embedding {
             continue;
         }
-        // A tensor that the config has no place for keeps its name, under which it is reported.
-        let kept = (info.name.clone(), Transform::Keep);
-        let (name, transform) = names.get(&info.name).cloned().unwrap_or(kept);
-        let dtype = transform.undone_dtype(info.dtype);
-        infos.push(TensorInfo { name: name.clone(), dtype, shape: info.shape.clone() });
-        if let Some((other, _)) = origins.insert(name, (info.clone(), transform)) {
-            let what = format!("stands for the same weight as {}", other.name);
-            return Err(Error::tensor(&info.name, what));
+        let mut add = |name: &str, shape: &[usize], transform: Transform, expert| {
+            let (name, shape) = (name.to_string(), shape.to_vec());
+            let dtype = transform.undone_dtype(info.dtype);
+            infos.push(TensorInfo { name: name.clone(), dtype, shape });
+            let other = origins.insert(name, Stored { info: info.clone(), transform, expert });
+            other.map_or(Ok(()), |other: Stored| {
+                let what = format!("stands for the same weight as {}", other.info.name);
+                Err(Error::tensor(&info.name, what))
+            })
+        };
+        let tensor = wanted.get(info.name.as_str());
+        let fits = tensor.is_some_and(|tensor| tensor.shape == info.shape);
+        match tensor.map(|tensor| (&tensor.origin, &tensor.shape)) {
+            Some((GgufOrigin::Tensor { name, transform }, _)) => {
+                // One of the wrong shape is named by whoever compares it with the config.
+                let own = shapes.get(name.as_str()).copied().filter(|_| fits).unwrap_or(&info.shape);
+                // Files of llama.cpp's own converter hold the norm as the folder has it.
+                let is_plain =
+                    matches!(transform, Transform::ScaleStates { .. }) && !encoder_decoder::is_scaled(gguf);
+                add(name, own, if is_plain { Transform::Keep } else { *transform }, None)?;
+            }
+            Some((GgufOrigin::Stacked { names }, shape)) => {
+                if !fits {
+                    let what = format!("expected shape {shape:?} from the metadata, found {:?}", info.shape);
+                    return Err(Error::tensor(&info.name, what));
+                }
+                for (number, name) in names.iter().enumerate() {
+                    add(name, &shape[1..], Transform::Keep, Some((number, names.len())))?;
+                }
+            }
+            // A tensor that the config has no place for keeps its name, under which it is reported.
+            Some((GgufOrigin::Made(_), _)) | None => add(&info.name, &info.shape, Transform::Keep, None)?,
         }
     }
+    Ok((infos, origins))
+}
+
+fn renamed(config: &Map<String, Value>, gguf: Arc<Gguf>) -> Result<Renamed> {
+    let (mut infos, origins) = renamed_tensors(config, &gguf)?;
     let mut repeated = HashMap::new();
     let mut beside = beside::read(&gguf)?;
     // Those with bytes of their own first: others may repeat them.

@@ -22,7 +22,7 @@ type Size = (&'static str, &'static str, fn(&LayerShape) -> usize);
 /// The sizes that files hold.
 pub(super) const SIZES: [Size; 3] = [
     ("feed_forward_length", "intermediate_size", |layer| {
-        if layer.skips.feed_forward { 0 } else { layer.feed_forward.inner }
+        if layer.skips.feed_forward { 0 } else { layer.feed_forward.inner() }
     }),
     ("attention.head_count", "num_attention_heads", |layer| {
         if layer.skips.attention { 0 } else { layer.attention.query_heads }
@@ -60,6 +60,9 @@ pub(super) fn architecture(dialect: &GgufDialect, stack: &StackShape) -> Result<
         let what = format!("{what}; llama.cpp would compute something else, keep this model as a folder");
         Err(Error::config(PER_LAYER, what))
     };
+    if stack.layers.iter().any(|layer| layer.feed_forward.experts().is_some()) {
+        return refuse("in GGUF files of models with experts all layers are alike");
+    }
     if dialect.architecture != "llama" {
         let what = format!("in GGUF files of {} all layers are alike", dialect.architecture);
         return refuse(&what);

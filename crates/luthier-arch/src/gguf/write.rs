@@ -1,10 +1,14 @@
 //! What a GGUF file of a model holds: metadata and tensors, from its config alone.
 
+use std::collections::HashMap;
+
 use luthier_checkpoint::TensorInfo;
 use luthier_checkpoint::gguf::{GgufArray, GgufValue};
 use luthier_checkpoint::layout::Space;
 use serde_json::{Map, Value};
 
+use super::metadata::HEAD;
+use super::names::{experts_of, stored_shape};
 use super::per_layer;
 use super::rope_factors::factors;
 use super::{CONFIG_KEY, GgufDialect, NAMES_KEY, Transform, encoder_decoder, encoder_only, name_of};
@@ -41,6 +45,11 @@ pub enum GgufOrigin {
         name: String,
         /// How.
         transform: Transform,
+    },
+    /// All experts of a layer, one after the other.
+    Stacked {
+        /// Their Hugging Face names.
+        names: Vec<String>,
     },
     /// Made from the config, f32.
     Made(Vec<f32>),
@@ -101,7 +110,7 @@ pub fn plan_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Gg
 pub(super) fn tensors(shape: &ModelShape, architecture: &Architecture) -> Result<Vec<GgufTensor>> {
     match (shape, architecture.gguf) {
         (ModelShape::DecoderOnly { stack, .. }, Some(dialect)) => {
-            decoder_only_tensors(shape, stack, &dialect)
+            decoder_only_tensors(shape, stack, architecture.model_type, &dialect)
         }
         (ModelShape::EncoderOnly(shape), Some(_)) => Ok(encoder_only::tensors(shape)),
         (ModelShape::EncoderDecoder(shape), Some(_)) => encoder_decoder::tensors(shape),
@@ -120,18 +129,41 @@ pub(super) fn tensors(shape: &ModelShape, architecture: &Architecture) -> Result
 fn decoder_only_tensors(
     shape: &ModelShape,
     stack: &StackShape,
+    model_type: &str,
     dialect: &GgufDialect,
 ) -> Result<Vec<GgufTensor>> {
     let layout = shape.layout();
     let mut tensors = Vec::with_capacity(layout.tensors.len() + 1);
+    let experts = experts_of(&layout);
+    let mut stacks: HashMap<String, usize> = HashMap::new();
     for spec in &layout.tensors {
         let name = name_of(spec.role).ok_or_else(|| Error::tensor(&spec.name, "has no GGUF name"))?;
+        let shape = stored_shape(spec, &experts);
+        if spec.role.part.expert().is_some() {
+            let at = *stacks.entry(name.clone()).or_insert_with(|| {
+                let origin = GgufOrigin::Stacked { names: Vec::new() };
+                tensors.push(GgufTensor { name, shape, stays_f32: false, origin });
+                tensors.len() - 1
+            });
+            if let GgufOrigin::Stacked { names } = &mut tensors[at].origin {
+                names.push(spec.name.clone());
+            }
+            continue;
+        }
         debug_assert!(spec.spaces.iter().all(|space| *space != Space::Vocab) || spec.role.layer.is_none());
         let origin = GgufOrigin::Tensor {
             name: spec.name.clone(),
             transform: Transform::of(spec.role, stack, dialect),
         };
-        tensors.push(GgufTensor { name, shape: spec.shape.clone(), stays_f32: false, origin });
+        tensors.push(GgufTensor { name, shape, stays_f32: false, origin });
+    }
+    if model_type == "qwen2_moe"
+        && let Some(tie) = layout.ties.iter().find(|tie| tie.name == "lm_head.weight")
+    {
+        // llama.cpp wants a head of its own here.
+        let origin = GgufOrigin::Tensor { name: tie.target.clone(), transform: Transform::Keep };
+        let shape = vec![stack.vocab_size, stack.width];
+        tensors.push(GgufTensor { name: HEAD.to_string(), shape, stays_f32: false, origin });
     }
     Ok(tensors)
 }
@@ -171,8 +203,15 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
         set("context_length", size("max_position_embeddings", length)?);
     }
     set("embedding_length", size("hidden_size", stack.width)?);
+    let experts = stack.layers.iter().find_map(|layer| layer.feed_forward.experts());
+    let dense = keys.optional_size("intermediate_size", crate::config::MAX_WIDTH)?;
     for (key, config_key, of) in per_layer::SIZES {
-        set(key, per_layer::value(config_key, stack, of)?);
+        let value = match (config_key, experts, dense) {
+            // The width of the blocks that a model of experts alone has not.
+            ("intermediate_size", Some(_), Some(inner)) => size(config_key, inner)?,
+            _ => per_layer::value(config_key, stack, of)?,
+        };
+        set(key, value);
     }
     set("attention.key_length", size("head_dim", attention.head_dim)?);
     set("attention.value_length", size("head_dim", attention.head_dim)?);
@@ -188,6 +227,17 @@ fn metadata(architecture: &str, keys: &Keys, stack: &StackShape) -> Result<Vec<(
     }
     if let Some(cap) = stack.logit_softcap {
         set("final_logit_softcapping", GgufValue::F32(cap as f32));
+    }
+    if let Some(experts) = experts {
+        set("expert_count", size("num_experts", experts.count)?);
+        set("expert_used_count", size("num_experts_per_tok", experts.top_k)?);
+        // Mixtral's files know one width alone.
+        if architecture != "llama" {
+            set("expert_feed_forward_length", size("moe_intermediate_size", experts.inner)?);
+        }
+        if let Some(inner) = experts.shared {
+            set("expert_shared_feed_forward_length", size("shared_expert_intermediate_size", inner)?);
+        }
     }
     scaling(keys, &mut set)?;
     Ok(metadata)
@@ -205,13 +255,14 @@ fn rope_keys<'a>(keys: &Keys<'a>) -> Result<(Option<Keys<'a>>, &'a str)> {
 }
 
 fn theta(keys: &Keys) -> Result<f64> {
+    let default = if keys.optional_text("model_type")? == Some("mixtral") { 1e6 } else { 10_000.0 };
     let inner = match rope_keys(keys)?.0 {
         Some(rope) => rope.optional_positive("rope_theta")?,
         None => None,
     };
     Ok(match inner {
         Some(theta) => theta,
-        None => keys.optional_positive("rope_theta")?.unwrap_or(10_000.0),
+        None => keys.optional_positive("rope_theta")?.unwrap_or(default),
     })
 }
 
@@ -269,7 +320,25 @@ fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackSha
             return refuse("tie_word_embeddings", "GGUF files assume a tied head".to_string());
         }
     }
-    let activation = stack.layers[0].feed_forward.activation;
+    if let Some(experts) = stack.layers.iter().find_map(|layer| layer.feed_forward.experts()) {
+        let assumed = model_type != "qwen2_moe";
+        if experts.normalized != assumed {
+            let what =
+                format!("GGUF files of this architecture assume {assumed}, found {}", experts.normalized);
+            return refuse("norm_topk_prob", what);
+        }
+        if stack.layers.iter().any(|layer| layer.feed_forward.experts().is_none()) {
+            let what =
+                "GGUF files of this architecture have experts in every layer, some layers here have none";
+            return refuse("decoder_sparse_step", what.to_string());
+        }
+    }
+    if model_type == "qwen2_moe" && attention.query_heads * attention.head_dim != stack.width {
+        let what =
+            format!("GGUF files of this architecture assume heads as wide as the model, {}", stack.width);
+        return refuse("head_dim", what);
+    }
+    let activation = stack.layers[0].feed_forward.activation();
     let assumed = match model_type {
         "gemma2" => luthier_ops::activation::Activation::GeluTanh,
         _ => luthier_ops::activation::Activation::Silu,
@@ -277,7 +346,7 @@ fn refuse_what_llama_cpp_ignores(model_type: &str, keys: &Keys, stack: &StackSha
     if activation != assumed {
         return refuse("hidden_act", format!("GGUF files assume {assumed:?}, found {activation:?}"));
     }
-    if matches!(model_type, "qwen3" | "gemma2") && attention.qkv_bias {
+    if matches!(model_type, "qwen3" | "qwen3_moe" | "gemma2") && attention.qkv_bias {
         return refuse("attention_bias", "GGUF files of this architecture have none".to_string());
     }
     Ok(())

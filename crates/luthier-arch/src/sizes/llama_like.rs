@@ -24,6 +24,7 @@ pub(super) fn resize(config: &mut Map<String, Value>, new: &NewStack, notes: &mu
     keep_layers(config, n_layers, &new.kept);
     set_layers(config, &new.layers);
     keep_head_width(config, new);
+    keep_experts(config, &new.layers)?;
     keep_windows(config, new)?;
     keep_openable(config, notes)
 }
@@ -83,7 +84,8 @@ fn set_layers(config: &mut Map<String, Value>, layers: &[LayerSizes]) {
         }
     }
     for (object, layer) in own.iter_mut().zip(layers) {
-        let skips = [(layer.heads.is_none(), "attention"), (layer.inner.is_none(), "mlp")];
+        let skips =
+            [(layer.heads.is_none(), "attention"), (layer.inner.is_none() && layer.experts.is_none(), "mlp")];
         let skips: Vec<&str> = skips.iter().filter(|(skipped, _)| *skipped).map(|(_, name)| *name).collect();
         if !skips.is_empty() {
             object.insert("skip".to_string(), json!(skips));
@@ -97,6 +99,35 @@ fn set_layers(config: &mut Map<String, Value>, layers: &[LayerSizes]) {
     } else {
         config.insert(PER_LAYER.to_string(), Value::Object(own));
     }
+}
+
+/// How many experts there are, and which layers have them where their places no longer say so.
+fn keep_experts(config: &mut Map<String, Value>, layers: &[LayerSizes]) -> Result<()> {
+    const KEYS: [&str; 2] = ["num_experts", "num_local_experts"];
+    let Some(count) = layers.iter().find_map(|layer| layer.experts) else { return Ok(()) };
+    let is_said = |key: &&str| config.get(*key).is_some_and(|said| !said.is_null());
+    let mut keys: Vec<&str> = KEYS.into_iter().filter(is_said).collect();
+    if keys.is_empty() {
+        keys.push(if config.get("model_type") == Some(&json!("mixtral")) { KEYS[1] } else { KEYS[0] });
+    }
+    if layers.iter().filter_map(|layer| layer.experts).any(|other| other != count) {
+        return Err(Error::config(keys[0], "all layers of a model that have experts have as many"));
+    }
+    let stack = |config: &Map<String, Value>| -> Result<Vec<LayerSizes>> {
+        Ok(super::sizes(config)?.stacks.into_iter().next().map(|stack| stack.layers).unwrap_or_default())
+    };
+    if stack(config)?.iter().filter_map(|layer| layer.experts).any(|came| came != count) {
+        keys.iter().for_each(|key| set(config, key, count));
+    }
+    let places =
+        |layers: &[LayerSizes]| -> Vec<bool> { layers.iter().map(|layer| layer.experts.is_some()).collect() };
+    if places(&stack(config)?) != places(layers) {
+        let dense = layers.iter().enumerate().filter(|(_, layer)| layer.experts.is_none());
+        let dense: Vec<usize> = dense.map(|(layer, _)| layer).collect();
+        config.insert("decoder_sparse_step".to_string(), json!(1));
+        config.insert("mlp_only_layers".to_string(), json!(dense));
+    }
+    Ok(())
 }
 
 /// `head_dim` where it would otherwise follow from sizes that have changed.

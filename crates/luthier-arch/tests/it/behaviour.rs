@@ -10,8 +10,20 @@ use serde_json::{Map, Value, json};
 use crate::golden::{assert_close, model, values};
 use crate::source::golden_config;
 
-const NAMES: &[&str] =
-    &["encoder-decoder", "gemma2", "llama", "llama-tied", "mistral", "qwen2", "qwen3", "t5gemma", "uneven"];
+const NAMES: &[&str] = &[
+    "encoder-decoder",
+    "gemma2",
+    "llama",
+    "llama-tied",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "t5gemma",
+    "uneven",
+];
 
 const PADDING: u32 = u32::MAX;
 
@@ -140,6 +152,36 @@ fn recomputed_layers_give_the_same_gradients() {
         assert_close(name, &gradients[1], &gradients[0]);
         assert_close(name, &gradients[2], &gradients[0]);
     }
+}
+
+#[test]
+fn routers_of_recomputed_layers_have_the_same_gradients() {
+    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+        let gradients = [0, 2, 99].map(|n_recomputed| {
+            let mut model = model(name, true);
+            model.set_recomputed_layers(n_recomputed);
+            let (states, balance) = model.hidden_balanced(&tokens(A, None), None).unwrap();
+            let loss = (states.sum_all().unwrap() + balance.unwrap()).unwrap();
+            luthier_ops::weight::collect(model.weights(), &loss.backward().unwrap()).unwrap();
+            model.weights().iter().flat_map(|weight| weight.grad().to_vec()).collect::<Vec<f32>>()
+        });
+        assert_close(name, &gradients[1], &gradients[0]);
+        assert_close(name, &gradients[2], &gradients[0]);
+    }
+}
+
+#[test]
+fn padding_does_not_count_as_asking_experts() {
+    let model = model("mixtral", false);
+    assert!(model.has_experts() && model.balance_coefficient() == Some(0.3));
+    let balance = |tokens: &TokenBatch| -> f32 {
+        model.hidden_balanced(tokens, None).unwrap().1.unwrap().to_scalar().unwrap()
+    };
+    let alone = balance(&tokens(B, None));
+    let segments: Vec<u32> = [vec![0; B.len()], vec![PADDING; 3]].concat();
+    let padded = balance(&tokens(&[B, &[0, 0, 0]].concat(), Some(&segments)));
+    assert!((alone - padded).abs() < 1e-6, "{alone} {padded}");
+    assert!(!crate::golden::model("llama", false).has_experts());
 }
 
 #[test]

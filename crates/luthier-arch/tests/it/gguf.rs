@@ -28,6 +28,9 @@ fn write_edited(path: &Path, checkpoint: &Checkpoint, edit: impl FnOnce(&mut Vec
     for tensor in form.tensors {
         let info = TensorInfo { name: tensor.name, dtype: F32, shape: tensor.shape };
         contents.push(match tensor.origin {
+            GgufOrigin::Stacked { names } => {
+                names.iter().flat_map(|name| checkpoint.tensors.read(name).unwrap().to_vec()).collect()
+            }
             GgufOrigin::Made(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             GgufOrigin::Tensor { name, transform } => {
                 let source = checkpoint.tensors.infos().iter().find(|info| info.name == name).unwrap();
@@ -77,7 +80,9 @@ fn written_and_read_back_computes_the_same() {
         "llama",
         "llama-tied",
         "mistral",
+        "mixtral",
         "qwen2",
+        "qwen2_moe",
         "qwen3",
         "gemma2",
         "t5gemma",
@@ -196,6 +201,81 @@ fn what_llama_cpp_has_not_in_an_encoder_or_t5_is_refused() {
         config[key] = value;
         let error = plan(&config).err().unwrap().to_string();
         assert!(error.contains(key) && error.contains(wanted), "{error}");
+    }
+}
+
+/// Experts lie in one tensor; what is tied, shared or normalised follows from names and the architecture.
+#[test]
+fn metadata_of_experts_alone_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, changes) in [
+        ("mixtral", json!({"sliding_window": null})),
+        ("mixtral", json!({"sliding_window": null, "tie_word_embeddings": true})),
+        ("qwen2_moe", json!({"use_sliding_window": false, "layer_types": null, "qkv_bias": false})),
+        ("qwen2_moe", json!({"use_sliding_window": false, "layer_types": null, "tie_word_embeddings": true})),
+        ("qwen3_moe", json!({"use_sliding_window": false, "mlp_only_layers": [], "attention_bias": false})),
+    ] {
+        let mut config = golden_config(name);
+        config.extend(changes.as_object().unwrap().clone());
+        let model = luthier_arch::init(&config, 1, false, &Device::Cpu).unwrap();
+        let parent = of_model(&config, model.as_ref());
+        for with_config in [true, false] {
+            let path = folder.path().join(format!("{name}-{with_config}.gguf"));
+            write(&path, &parent, with_config);
+            let back = open(&path).unwrap();
+            assert_eq!(back.config["model_type"], parent.config["model_type"]);
+            assert_eq!(back.config == parent.config, with_config, "{name}");
+            assert_close(name, &run(&back), &run(&parent));
+        }
+    }
+    let mut config = golden_config("mixtral");
+    config["sliding_window"] = Value::Null;
+    let parent = checkpoint(&config, &golden_tensors("mixtral", "model.safetensors"));
+    let path = folder.path().join("wrong.gguf");
+    for (key, value, wanted) in [
+        ("llama.expert_count", 4, "blk.0.ffn_gate_exps.weight: expected shape [4, 14, 20]"),
+        ("llama.expert_used_count", 6, "num_experts_per_tok: 6, but there are only 5"),
+    ] {
+        write_edited(&path, &parent, |metadata| {
+            metadata.retain(|(known, _)| known != key && known != CONFIG_KEY);
+            metadata.push((key.to_string(), GgufValue::U32(value)));
+        });
+        let error = open(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn experts_that_llama_cpp_would_compute_otherwise_are_refused() {
+    for (name, changes, wanted) in [
+        (
+            "qwen2_moe",
+            json!({"norm_topk_prob": true}),
+            "norm_topk_prob: GGUF files of this architecture assume false",
+        ),
+        (
+            "qwen2_moe",
+            json!({"head_dim": 6}),
+            "head_dim: GGUF files of this architecture assume heads as wide",
+        ),
+        (
+            "qwen3_moe",
+            json!({"norm_topk_prob": false}),
+            "norm_topk_prob: GGUF files of this architecture assume true",
+        ),
+        (
+            "qwen3_moe",
+            json!({}),
+            "decoder_sparse_step: GGUF files of this architecture have experts in every layer",
+        ),
+        ("qwen3_moe", json!({"mlp_only_layers": []}), "attention_bias"),
+        ("mixtral", json!({"hidden_act": "gelu"}), "hidden_act: GGUF files assume Silu"),
+    ] {
+        let mut config = golden_config(name);
+        config.extend(changes.as_object().unwrap().clone());
+        let error = plan(&config).err().unwrap().to_string();
+        assert!(error.contains(wanted) && error.contains("llama.cpp"), "{name}: {error}");
     }
 }
 
@@ -347,7 +427,7 @@ fn metadata_that_lies_is_refused() {
     check(
         "general.architecture",
         Some(other),
-        "no architecture is called \"rwkv7\"; known: bert, gemma2, llama, qwen2, qwen3, t5",
+        "no architecture is called \"rwkv7\"; known: bert, gemma2, llama, qwen2, qwen2moe, qwen3, qwen3moe, t5",
     );
     check("llama.block_count", None, "config key llama.block_count: missing");
     check(
@@ -356,7 +436,7 @@ fn metadata_that_lies_is_refused() {
         "num_attention_heads: expected a whole number from 1",
     );
     check("llama.attention.value_length", Some(GgufValue::U32(6)), "they must be equal");
-    check("llama.expert_count", Some(GgufValue::U32(8)), "experts are not supported");
+    check("llama.expert_count", Some(GgufValue::U32(8)), "llama.expert_used_count: missing");
     check("llama.rope.dimension_count", Some(GgufValue::U32(2)), "partly turned heads");
     check("llama.block_count", Some(GgufValue::U32(u32::MAX)), "llama.block_count: expected 1 to 4096");
     check(

@@ -69,7 +69,7 @@ fn check_gradients(name: &str) {
     let golden = by_name(golden_tensors(name, "golden.safetensors"));
     let model = model(name, true);
     let encoded = encode(model.as_ref(), &golden);
-    let states = model.hidden(&batch(&golden, "ids"), encoded.as_ref(), None).unwrap();
+    let (states, balance) = model.hidden_balanced(&batch(&golden, "ids"), encoded.as_ref()).unwrap();
     assert_close("logits", &values(&model.logits(&states).unwrap()), &golden["logits"].2);
 
     let wanted = &golden["targets"].2;
@@ -81,6 +81,13 @@ fn check_gradients(name: &str) {
     };
     let width = states.dims()[2];
     let loss = model.loss(&states.reshape((targets.ids.len(), width)).unwrap(), &targets).unwrap();
+    let loss = match (balance, model.balance_coefficient()) {
+        (Some(balance), Some(coefficient)) => {
+            assert_close("balance", &[balance.to_scalar().unwrap()], &golden["aux_loss"].2);
+            (loss + (balance * coefficient).unwrap()).unwrap()
+        }
+        _ => loss,
+    };
     assert_close("loss", &[loss.to_scalar().unwrap()], &golden["loss"].2);
 
     collect(model.weights(), &loss.backward().unwrap()).unwrap();
@@ -126,6 +133,21 @@ fn qwen3_equals_reference() {
 #[test]
 fn llama_of_uneven_layers_equals_reference() {
     check("uneven");
+}
+
+#[test]
+fn mixtral_equals_reference() {
+    check("mixtral");
+}
+
+#[test]
+fn qwen2_moe_equals_reference() {
+    check("qwen2_moe");
+}
+
+#[test]
+fn qwen3_moe_equals_reference() {
+    check("qwen3_moe");
 }
 
 #[test]

@@ -130,13 +130,13 @@ fn config_values_that_make_no_sense_are_named() {
             "llama",
             "model_type",
             json!("gpt-j"),
-            "config key model_type: no architecture is called \"gpt-j\"; known: bert, gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
+            "config key model_type: no architecture is called \"gpt-j\"; known: bert, gemma2, llama, luthier_encoder_decoder, mistral, mixtral, mt5, qwen2, qwen2_moe, qwen3, qwen3_moe, t5, t5gemma",
         ),
         (
             "llama",
             "model_type",
             json!(null),
-            "config key model_type: missing; expected one of bert, gemma2, llama, luthier_encoder_decoder, mistral, mt5, qwen2, qwen3, t5, t5gemma",
+            "config key model_type: missing; expected one of bert, gemma2, llama, luthier_encoder_decoder, mistral, mixtral, mt5, qwen2, qwen2_moe, qwen3, qwen3_moe, t5, t5gemma",
         ),
         (
             "llama",
@@ -272,6 +272,32 @@ fn weights_that_are_not_finite_are_named() {
 }
 
 #[test]
+fn experts_that_cannot_be_are_refused() {
+    for (name, key, value, wanted) in [
+        ("mixtral", "num_experts_per_tok", json!(6), "num_experts_per_tok: 6, but there are only 5 experts"),
+        ("mixtral", "num_local_experts", json!(0), "num_local_experts: expected a whole number from 1"),
+        ("mixtral", "num_experts", json!(7), "num_experts: 7, but num_local_experts is 5"),
+        ("qwen2_moe", "decoder_sparse_step", json!(0), "decoder_sparse_step: expected"),
+        ("qwen2_moe", "mlp_only_layers", json!([-1]), "mlp_only_layers: expected a list of whole numbers"),
+        ("qwen2_moe", "norm_topk_prob", json!(2), "norm_topk_prob: expected true or false"),
+        ("qwen2_moe", "sliding_window", json!(0), "sliding_window: expected a whole number from 1"),
+        ("qwen3_moe", "router_aux_loss_coef", json!(-1), "router_aux_loss_coef: expected"),
+        (
+            "qwen3_moe",
+            "moe_intermediate_size",
+            json!(11),
+            "expected shape [11, 20] from the config, found [10, 20]",
+        ),
+        ("qwen3_moe", "mlp_only_layers", json!([]), "model.layers.1.mlp.gate.weight: missing"),
+    ] {
+        let mut config = golden_config(name);
+        config.insert(key.to_string(), value);
+        let error = load_error(&config, &golden_tensors(name, "model.safetensors"));
+        assert!(error.contains(wanted), "{name} {key}: {error}");
+    }
+}
+
+#[test]
 fn models_larger_than_the_machine_are_refused() {
     let mut config = golden_config("llama");
     config["hidden_size"] = json!(1 << 20);
@@ -305,7 +331,9 @@ proptest! {
 
     #[test]
     fn no_config_makes_the_reader_panic(
-        name in prop::sample::select(vec!["llama", "mistral", "qwen2", "qwen3", "gemma2", "t5gemma", "encoder-decoder"]),
+        name in prop::sample::select(vec![
+            "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma2", "t5gemma", "encoder-decoder",
+        ]),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 1..4),
     ) {
         let mut config = golden_config(name);

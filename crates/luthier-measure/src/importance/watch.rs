@@ -56,12 +56,15 @@ struct Seen {
 impl Watch {
     pub(super) fn new(layout: &Layout, sizes: &ModelSizes, options: &Options) -> Watch {
         let roles = layout.tensors.iter().map(|spec| (spec.name.clone(), (spec.role, kind(spec, sizes))));
+        // No token may go through an expert.
+        let experts = layout.tensors.iter().filter(|spec| spec.role.part.expert().is_some());
+        let inputs = experts.map(|spec| (spec.name.clone(), vec![0.0; spec.shape[1]])).collect();
         Watch {
             sequence: options.sequence,
             batch: options.batch,
             roles: roles.collect(),
             layers: sizes.stacks.iter().map(|stack| (stack.kind, stack.layers.len())).collect(),
-            seen: Mutex::default(),
+            seen: Mutex::new(Seen { inputs, ..Seen::default() }),
         }
     }
 
@@ -198,6 +201,17 @@ impl Observer for Watch {
         }
         add(seen.inputs.entry(weight.to_string()).or_insert_with(|| vec![0.0; n]), &all);
         seen.last = Some((x.id(), all));
+        Ok(())
+    }
+
+    fn shares(&self, weight: &str, shares: &Tensor) -> candle_core::Result<()> {
+        let (t, n) = rows(shares);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let units = seen.units.entry(format!("experts.{weight}")).or_insert_with(|| Units::new(n));
+        for window in values(shares)?.chunks_exact((t * n).max(1)) {
+            let (absolute, square) = columns(window, n);
+            units.add(absolute.into_iter().zip(square), t, self.sequence, self.batch);
+        }
         Ok(())
     }
 

@@ -47,7 +47,11 @@ pub(crate) fn run(op: Op, inputs: &[Tensor], weights: &[Weight]) -> Outcome {
             None => vec![0.0; x.elem_count()],
         })
         .collect();
-    all.extend(weights.iter().map(|weight| weight.grad().to_vec()));
+    // No gradient counts as zero.
+    all.extend(weights.iter().map(|weight| match weight.grad() {
+        grad if grad.is_empty() => vec![0.0; weight.elem_count()],
+        grad => grad.to_vec(),
+    }));
     Outcome { value: y.flatten_all().unwrap().to_vec1().unwrap(), grads: all }
 }
 

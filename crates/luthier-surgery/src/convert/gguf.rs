@@ -1,11 +1,13 @@
 //! A model as a GGUF file.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use luthier_arch::gguf::beside::Beside;
 use luthier_arch::gguf::{GgufForm, GgufOrigin, GgufTensor, Transform};
 use luthier_checkpoint::gguf::{Gguf, GgufValue};
+use luthier_checkpoint::layout::Layout;
 use luthier_checkpoint::sentence::SentenceModules;
 use luthier_checkpoint::{
     Checkpoint, Dtype, Error, LedgerSummary, Lineage, TensorInfo, TensorSource, values,
@@ -14,6 +16,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
 
+use super::model_name::size_label;
 use super::{Options, card, job, restore};
 use crate::view::{Cast, find};
 use crate::writing::{Job, Origin, write_gguf};
@@ -161,6 +164,13 @@ fn described(
     let form = form(model)?;
     let layout = fit::checked_layout(model)?;
     let mut metadata = general(model, inputs, layout.parameters());
+    if let Some(label) = size_label_of_experts(&layout) {
+        // A size that the name says stays.
+        let counted = GgufValue::String(size_label(layout.parameters()));
+        let labels =
+            metadata.iter_mut().filter(|(key, value)| key == "general.size_label" && *value == counted);
+        labels.for_each(|(_, value)| *value = GgufValue::String(label.clone()));
+    }
     metadata.extend(form.metadata.iter().filter(|(key, _)| key != "general.architecture").cloned());
     if let Some(architecture) = form.metadata.iter().find(|(key, _)| key == "general.architecture") {
         metadata.insert(0, architecture.clone());
@@ -210,6 +220,15 @@ fn general(model: &Checkpoint, inputs: &[&Input], parameters: usize) -> Vec<(Str
         }
     }
     card::general(&inputs[0].label, model.side_file("README.md"), parents, parameters)
+}
+
+/// Experts times the weights of a model that has one of them alone, as gguf-py counts (`8x7B`); none without experts.
+fn size_label_of_experts(layout: &Layout) -> Option<String> {
+    let experts = layout.tensors.iter().filter_map(|spec| spec.role.part.expert()).max()? + 1;
+    let with_one =
+        layout.tensors.iter().filter(|spec| spec.role.part.expert().is_none_or(|expert| expert == 0));
+    let parameters = with_one.map(|spec| spec.shape.iter().product::<usize>()).sum();
+    Some(format!("{experts}x{}", size_label(parameters)))
 }
 
 /// The type of a tensor in a GGUF file: vectors are F32, as llama.cpp wants them.
@@ -263,6 +282,7 @@ impl View {
         for tensor in &form.tensors {
             let stored = match &tensor.origin {
                 GgufOrigin::Tensor { name, .. } => find(source.infos(), name)?.dtype,
+                GgufOrigin::Stacked { names } => stacked_type(source.as_ref(), names)?,
                 GgufOrigin::Made(_) => Dtype::F32,
             };
             let info = TensorInfo { name: tensor.name.clone(), dtype: stored, shape: tensor.shape.clone() };
@@ -274,12 +294,18 @@ impl View {
 
     /// Where the file's tensors come from, `kept` being where those of the model do.
     fn origins(&self, kept: &[Origin]) -> Vec<Origin> {
-        let of = |name: &str| self.source.infos().iter().zip(kept).find(|(info, _)| info.name == name);
+        let names = self.source.infos().iter().map(|info| info.name.as_str());
+        let of: HashMap<&str, &Origin> = names.zip(kept).collect();
+        let own = |name: &String| *of.get(name.as_str()).expect("a view's tensors are those of its model");
         let origin = |tensor: &GgufTensor| {
-            let GgufOrigin::Tensor { name, transform } = &tensor.origin else {
-                return Origin::Made("from the config".to_string());
+            let (name, transform) = match &tensor.origin {
+                GgufOrigin::Tensor { name, transform } => (name, transform),
+                GgufOrigin::Stacked { names } => {
+                    return Origin::stacked(&names.iter().map(own).collect::<Vec<_>>());
+                }
+                GgufOrigin::Made(_) => return Origin::Made("from the config".to_string()),
             };
-            let (_, origin) = of(name).expect("a view's tensors are those of its model");
+            let origin = own(name);
             match transform {
                 Transform::Keep => origin.clone(),
                 Transform::Interleave { .. } => origin.clone().then("rows of heads in GGUF's order"),
@@ -295,15 +321,14 @@ impl View {
 
 /// The tensors of a model that are no tensors of its file.
 fn beside(model: &Checkpoint, held: &[GgufTensor]) -> Result<Vec<Beside>> {
-    let held: Vec<&str> = held
-        .iter()
-        .filter_map(|tensor| match &tensor.origin {
-            GgufOrigin::Tensor { name, .. } => Some(name.as_str()),
-            GgufOrigin::Made(_) => None,
-        })
-        .collect();
+    let names = held.iter().flat_map(|tensor| match &tensor.origin {
+        GgufOrigin::Tensor { name, .. } => std::slice::from_ref(name),
+        GgufOrigin::Stacked { names } => names.as_slice(),
+        GgufOrigin::Made(_) => &[],
+    });
+    let held: HashSet<&str> = names.map(String::as_str).collect();
     let ties = luthier_arch::layout_of(model)?.ties;
-    let others = model.tensors.infos().iter().filter(|info| !held.contains(&info.name.as_str()));
+    let others = model.tensors.infos().iter().filter(|info| !held.contains(info.name.as_str()));
     let one = |info: &TensorInfo| match ties.iter().find(|tie| tie.name == info.name) {
         Some(tie) => Beside::SameAs { name: info.name.clone(), target: tie.target.clone() },
         None => Beside::Bytes(info.clone()),
@@ -311,11 +336,20 @@ fn beside(model: &Checkpoint, held: &[GgufTensor]) -> Result<Vec<Beside>> {
     Ok(others.map(one).collect())
 }
 
+/// The type of tensors that stand one after the other: their own, or F32 where they differ.
+fn stacked_type(source: &dyn TensorSource, names: &[String]) -> luthier_checkpoint::Result<Dtype> {
+    let mut types = names.iter().map(|name| find(source.infos(), name).map(|info| info.dtype));
+    let first = types.next().unwrap_or(Ok(Dtype::F32))?;
+    types.try_fold(first, |dtype, other| Ok(if other? == dtype { dtype } else { Dtype::F32 }))
+}
+
 /// Tensors of the inputs that the model is made of and the file does not carry.
 fn dropped(model: &[Origin], file: &[Origin]) -> Vec<(usize, String, String)> {
-    let carried: Vec<(usize, &str)> = file.iter().filter_map(Origin::source).collect();
-    let lost = model.iter().filter_map(Origin::source).filter(|source| !carried.contains(source));
+    let carried: HashSet<(usize, &str)> = file.iter().flat_map(Origin::sources).collect();
+    let mut known = HashSet::new();
+    let lost = model.iter().flat_map(Origin::sources).filter(|source| !carried.contains(source));
     let reason = "stands in the file's metadata, under luthier.beside";
+    let lost = lost.filter(|source| known.insert(*source));
     lost.map(|(input, name)| (input, name.to_string(), reason.to_string())).collect()
 }
 
@@ -325,9 +359,12 @@ impl TensorSource for View {
     }
 
     fn read(&self, name: &str) -> luthier_checkpoint::Result<SharedBytes> {
-        if let Some(GgufOrigin::Tensor { name: source, .. }) =
-            self.position(name).map(|at| &self.tensors[at].origin)
-        {
+        let sources = match self.position(name).map(|at| &self.tensors[at].origin) {
+            Some(GgufOrigin::Tensor { name, .. }) => std::slice::from_ref(name),
+            Some(GgufOrigin::Stacked { names }) => names.as_slice(),
+            _ => &[],
+        };
+        for source in sources {
             let dtype = find(self.source.infos(), source)?.dtype;
             values::check_finite(source, dtype, &self.source.read(source)?)?;
         }
@@ -349,6 +386,7 @@ impl View {
                     made.iter().flat_map(|value| value.to_le_bytes()).collect(),
                 ));
             }
+            GgufOrigin::Stacked { names } => return self.stacked(names, &self.infos[position]),
             GgufOrigin::Tensor { name, transform } => (name, transform),
         };
         let info = find(self.source.infos(), source_name)?;
@@ -362,5 +400,20 @@ impl View {
         } else {
             Ok(SharedBytes::from_vec(values::cast(name, dtype, &bytes, wanted)?))
         }
+    }
+
+    /// Tensors one after the other, in the type of the one that they make.
+    fn stacked(&self, names: &[String], whole: &TensorInfo) -> luthier_checkpoint::Result<SharedBytes> {
+        let mut all = Vec::with_capacity(whole.dtype.size_bytes(&whole.shape).unwrap_or(0));
+        for name in names {
+            let dtype = find(self.source.infos(), name)?.dtype;
+            let bytes = self.source.read(name)?;
+            if dtype == whole.dtype {
+                all.extend_from_slice(&bytes);
+            } else {
+                all.extend_from_slice(&values::cast(name, dtype, &bytes, whole.dtype)?);
+            }
+        }
+        Ok(SharedBytes::from_vec(all))
     }
 }

@@ -24,7 +24,16 @@ const TYPES_KEY: &str = "luthier.types";
 pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
     let (mut types, mut metadata) = (Map::new(), Vec::new());
     for (info, tensor) in view.infos().iter().zip(&view.tensors) {
-        let GgufOrigin::Tensor { name, transform } = &tensor.origin else { continue };
+        let (name, transform) = match &tensor.origin {
+            GgufOrigin::Tensor { name, transform } => (name, transform),
+            GgufOrigin::Stacked { names } => {
+                if info.dtype == Dtype::F32 {
+                    types.extend(types_of_stacked(view, names)?);
+                }
+                continue;
+            }
+            GgufOrigin::Made(_) => continue,
+        };
         let stored = find(view.source.infos(), name)?;
         let is_forced = info.shape.len() < 2 || tensor.stays_f32 && info.dtype != stored.dtype;
         if !is_forced || !stored.dtype.is_float() {
@@ -62,6 +71,17 @@ pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {
         metadata.push((TYPES_KEY.to_string(), GgufValue::String(Value::Object(types).to_string())));
     }
     Ok(metadata)
+}
+
+/// The types of tensors that stand one after the other in one type, but had several before.
+fn types_of_stacked(view: &View, names: &[String]) -> Result<Vec<(String, Value)>> {
+    let mut types = Vec::with_capacity(names.len());
+    for name in names {
+        types.push((name.clone(), find(view.source.infos(), name)?.dtype));
+    }
+    let is_mixed = types.iter().any(|(_, dtype)| *dtype != types[0].1);
+    types.retain(|(_, dtype)| is_mixed && dtype.is_float());
+    Ok(types.into_iter().map(|(name, dtype)| (name, Value::from(dtype.name()))).collect())
 }
 
 /// The tensors of a GGUF file with the vectors as they were before; none for folders and files that remember nothing.

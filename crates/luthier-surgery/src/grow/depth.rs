@@ -89,7 +89,8 @@ enum Block {
 fn block(part: Part) -> Option<Block> {
     use Part::*;
     match part {
-        FeedForwardNorm | FeedForwardPostNorm | Gate | Up | Down | GateBias | UpBias | DownBias => {
+        FeedForwardNorm | FeedForwardPostNorm | Gate | Up | Down | GateBias | UpBias | DownBias | Router
+        | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) | SharedRouter | SharedGate | SharedUp | SharedDown => {
             Some(Block::FeedForward)
         }
         SelfAttention(_)
@@ -110,16 +111,17 @@ fn block(part: Part) -> Option<Block> {
 /// leaves zeros zeros.
 fn writes(part: Part) -> bool {
     use Part::*;
-    let output = Projection::Output;
-    [
-        SelfAttention(output),
-        SelfAttentionBias(output),
-        CrossAttention(output),
-        CrossAttentionBias(output),
-        Down,
-        DownBias,
-    ]
-    .contains(&part)
+    matches!(
+        part,
+        SelfAttention(Projection::Output)
+            | SelfAttentionBias(Projection::Output)
+            | CrossAttention(Projection::Output)
+            | CrossAttentionBias(Projection::Output)
+            | Down
+            | DownBias
+            | ExpertDown(_)
+            | SharedDown
+    )
 }
 
 #[cfg(test)]

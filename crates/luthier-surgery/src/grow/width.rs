@@ -129,23 +129,29 @@ fn is_f32(dtype: Dtype) -> bool {
 /// Whether a matrix sums over its last axis; the others are looked up in.
 fn is_projection(part: Part) -> bool {
     use Part::*;
-    matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
+    match part {
+        SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head => true,
+        Router | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) => true,
+        SharedRouter | SharedGate | SharedUp | SharedDown => true,
+        _ => false,
+    }
 }
 
 /// Whether a tensor adds to the residual stream.
 fn writes(spec: &TensorSpec) -> bool {
     use Part::*;
-    let output = Projection::Output;
-    let parts = [
-        Embedding,
-        SelfAttention(output),
-        SelfAttentionBias(output),
-        CrossAttention(output),
-        CrossAttentionBias(output),
-        Down,
-        DownBias,
-    ];
-    parts.contains(&spec.role.part)
+    matches!(
+        spec.role.part,
+        Embedding
+            | SelfAttention(Projection::Output)
+            | SelfAttentionBias(Projection::Output)
+            | CrossAttention(Projection::Output)
+            | CrossAttentionBias(Projection::Output)
+            | Down
+            | DownBias
+            | ExpertDown(_)
+            | SharedDown
+    )
 }
 
 fn is_stream_norm(spec: &TensorSpec) -> bool {

@@ -45,7 +45,14 @@ impl Cutter<'_> {
     pub(super) fn cut(&self, spec: &TensorSpec) -> Result<Cut> {
         let keep = self.keep(spec.role.stack);
         let layer = spec.role.layer.map(|layer| keep.layers[layer].before);
-        let source = self.before.at(Role { layer, ..spec.role });
+        let experts = spec.role.layer.and_then(|layer| keep.layers[layer].experts.as_deref());
+        let part = match (spec.role.part, experts) {
+            (Part::ExpertGate(expert), Some(kept)) => Part::ExpertGate(kept[expert]),
+            (Part::ExpertUp(expert), Some(kept)) => Part::ExpertUp(kept[expert]),
+            (Part::ExpertDown(expert), Some(kept)) => Part::ExpertDown(kept[expert]),
+            (part, _) => part,
+        };
+        let source = self.before.at(Role { layer, part, ..spec.role });
         let missing = || Error::Use(format!("tensor {}: the model has nothing to make it of", spec.name));
         let source = source.ok_or_else(missing)?;
         let mut places = Vec::with_capacity(spec.shape.len());
@@ -94,6 +101,7 @@ impl Cutter<'_> {
                 self.keep(stack).channels.as_slice().into()
             }
             Space::Ffn => layer?.neurons.as_deref()?.into(),
+            Space::Experts => layer?.experts.as_deref()?.into(),
             Space::Heads => rows(&heads()?.query, heads()?.width),
             Space::KvHeads => rows(&heads()?.kv, heads()?.width),
             Space::QueryHeads => heads()?.query.as_slice().into(),
@@ -147,6 +155,7 @@ fn word(space: Space) -> &'static str {
     match space {
         Space::Residual => "channels",
         Space::Ffn => "neurons",
+        Space::Experts => "experts",
         Space::Heads | Space::QueryHeads => "heads",
         Space::KvHeads => "key/value heads",
         _ => "places",

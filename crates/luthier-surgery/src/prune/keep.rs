@@ -26,6 +26,8 @@ pub(super) struct LayerKeep {
     pub(super) before: usize,
     pub(super) window: Option<usize>,
     pub(super) neurons: Option<Vec<usize>>,
+    /// Routed experts, where the layer has some.
+    pub(super) experts: Option<Vec<usize>>,
     pub(super) own: Option<HeadKeep>,
     /// Of cross-attention, where there is one.
     pub(super) cross: Option<HeadKeep>,
@@ -54,6 +56,7 @@ impl StackKeep {
     pub(super) fn sizes(&self, before: &StackSizes) -> NewStack {
         let layers = self.layers.iter().map(|layer| LayerSizes {
             inner: layer.neurons.as_ref().map(Vec::len),
+            experts: layer.experts.as_ref().map(Vec::len),
             heads: layer.own.as_ref().map(HeadKeep::sizes),
             window: layer.window,
         });
@@ -143,6 +146,12 @@ fn layer_keeps(
             (Some(before), _) => Some((0..before).collect()),
             (None, _) => None,
         };
+        let experts = match (sizes.experts, shape.experts[layer]) {
+            (Some(before), Some(after)) if after < before => {
+                Some(highest(&scored.experts(layout, role(Part::Router), before)?, after))
+            }
+            (before, _) => before.map(|before| (0..before).collect()),
+        };
         let heads = |part: Part| -> Result<Option<HeadKeep>> {
             let (Some(before), Some(after), Some(_)) =
                 (sizes.heads.or_else(|| cross_sizes(stack)), shape.heads[layer], layout.at(role(part)))
@@ -156,7 +165,7 @@ fn layer_keeps(
             _ => heads(Part::SelfAttention(Projection::Output))?,
         };
         let cross = heads(Part::CrossAttention(Projection::Output))?;
-        keeps.push(LayerKeep { before: layer, window: sizes.window, neurons, own, cross });
+        keeps.push(LayerKeep { before: layer, window: sizes.window, neurons, experts, own, cross });
     }
     Ok(keeps)
 }

@@ -115,6 +115,8 @@ pub struct StackReport {
     pub hidden: (usize, usize),
     /// Inner widths of the layers after.
     pub ffn: Vec<usize>,
+    /// Routed experts of the layers after.
+    pub experts: Vec<usize>,
     /// Query heads of the layers after.
     pub heads: Vec<usize>,
     /// Key/value groups of the layers after.

@@ -152,6 +152,7 @@ impl Prepared {
                 dropped_layers: (0..stack.layers.len()).filter(|layer| !kept.contains(layer)).collect(),
                 hidden: (stack.width, keep.channels.len()),
                 ffn: keep.layers.iter().map(|layer| layer.neurons.as_ref().map_or(0, Vec::len)).collect(),
+                experts: keep.layers.iter().map(|layer| layer.experts.as_ref().map_or(0, Vec::len)).collect(),
                 heads: heads(|heads| heads.query.len()),
                 kv_groups: heads(|heads| heads.kv.len()),
             }
@@ -170,8 +171,12 @@ impl Prepared {
                 true => String::new(),
                 false => format!(" (without {:?})", stack.dropped_layers),
             };
+            let experts = match stack.experts.iter().all(|experts| *experts == 0) {
+                true => String::new(),
+                false => format!(", experts {}", sizes(&stack.experts)),
+            };
             format!(
-                "{}: {} of {} layers{dropped}, hidden {} of {}, ffn {}, heads {}, kv-groups {}",
+                "{}: {} of {} layers{dropped}, hidden {} of {}, ffn {}{experts}, heads {}, kv-groups {}",
                 stack.stack,
                 stack.layers.1,
                 stack.layers.0,
@@ -286,9 +291,9 @@ impl<'s> Subject<'s> {
             memory_bytes: memory_bytes(&made.view, checkpoint.tensors.infos()),
             view: Arc::new(made.view),
             after,
+            dropped: dropped(self.input, &self.before, &keeps, &made.used, self.reason),
             keeps,
             origins: made.origins,
-            dropped: dropped(self.input, &self.before, &made.used, self.reason),
             candidates: Vec::new(),
             notes,
             before: self.before,
@@ -449,7 +454,17 @@ fn origin(piece: &Piece, stored: Dtype, dtype: Dtype, options: &Options) -> Orig
 }
 
 /// Tensors of the input that are not in the output, and why.
-fn dropped(input: &Input, before: &Layout, used: &[String], of_layer: &str) -> Vec<(usize, String, String)> {
+fn dropped(
+    input: &Input,
+    before: &Layout,
+    keeps: &[StackKeep],
+    used: &[String],
+    of_layer: &str,
+) -> Vec<(usize, String, String)> {
+    let stays = |spec: &TensorSpec| {
+        let keep = keeps.iter().find(|keep| keep.kind == spec.role.stack);
+        keep.is_some_and(|keep| keep.layers.iter().any(|layer| Some(layer.before) == spec.role.layer))
+    };
     let mut dropped = Vec::new();
     for info in input.checkpoint.tensors.infos() {
         if used.contains(&info.name) {
@@ -458,6 +473,7 @@ fn dropped(input: &Input, before: &Layout, used: &[String], of_layer: &str) -> V
         let spec = before.tensors.iter().find(|spec| spec.name == info.name);
         let tie = before.ties.iter().find(|tie| tie.name == info.name);
         let reason = match (spec, tie) {
+            (Some(spec), _) if stays(spec) => "its expert counts less than others of its layer".to_string(),
             (Some(_), _) => of_layer.to_string(),
             (None, Some(tie)) => format!("repeats {}", tie.target),
             (None, None) => "a buffer that follows from the config".to_string(),

@@ -55,6 +55,11 @@ impl Scored {
         self.get(&format!("neurons.{}", name_at(layout, role)?), len)
     }
 
+    /// Routed experts of the router that stands at `role`.
+    pub(super) fn experts(&self, layout: &Layout, role: Role, len: usize) -> Result<Vec<f64>> {
+        self.get(&format!("experts.{}", name_at(layout, role)?), len)
+    }
+
     /// Heads and groups of the attention whose output projection stands at `role`.
     pub(super) fn heads(
         &self,

@@ -82,9 +82,6 @@ pub(super) struct Search<'s> {
     pub(super) value_bytes: &'s [f64],
 }
 
-/// A candidate and its shape.
-pub(super) type Found = (Candidate, Vec<StackShape>);
-
 impl Search<'_> {
     /// Candidates that fit, the best first, with their shapes; refuses where none does.
     pub(super) fn run(&self) -> Result<(Vec<Found>, Vec<String>)> {
@@ -311,6 +308,7 @@ fn shapes(
             n_layers: layers.sizes[at],
             width: hidden.sizes[at],
             inner: shape.inner.iter().map(|inner| inner.map(|inner| inner.min(ffn.sizes[at]))).collect(),
+            experts: shape.experts.clone(),
             heads: shape.heads.iter().map(|heads| heads.map(cut)).collect(),
         }
     };
@@ -339,6 +337,12 @@ impl<'s> Costs<'s> {
                 continue;
             }
             let shape = &shapes[stack];
+            let experts = spec.role.layer.and_then(|layer| shape.experts[layer]);
+            // Which experts go does not matter here: all are of one size.
+            if spec.role.part.expert().is_some_and(|expert| experts.is_some_and(|experts| expert >= experts))
+            {
+                continue;
+            }
             let heads =
                 spec.role.layer.or(self.kept[stack].first().copied()).and_then(|layer| shape.heads[layer]);
             let len = |(axis, space): (usize, &Space)| {
@@ -348,6 +352,7 @@ impl<'s> Costs<'s> {
                     (Space::Residual, _) if reads_encoder => shapes[at(StackKind::Encoder)].width,
                     (Space::Residual, _) => shape.width,
                     (Space::Ffn, _) => spec.role.layer.and_then(|layer| shape.inner[layer]).unwrap_or(0),
+                    (Space::Experts, _) => experts.unwrap_or(spec.shape[axis]),
                     (Space::Heads, Some(heads)) => heads.query * heads.width,
                     (Space::KvHeads, Some(heads)) => heads.kv * heads.width,
                     (Space::QueryHeads, Some(heads)) => heads.query,
@@ -375,7 +380,13 @@ mod tests {
         assert_eq!(options(&[576], 128, 0.6), [[384], [512], [576]]);
         assert_eq!(options(&[30, 12], 2, 0.8), [[24, 10], [26, 10], [28, 12], [30, 12]]);
         let heads = Some(HeadSizes { query: 9, kv: 3, width: 4 });
-        let shape = StackShape { n_layers: 1, width: 8, inner: vec![Some(4)], heads: vec![heads] };
+        let shape = StackShape {
+            n_layers: 1,
+            width: 8,
+            inner: vec![Some(4)],
+            experts: vec![None],
+            heads: vec![heads],
+        };
         assert_eq!(head_options(std::slice::from_ref(&shape), false, 0.6), [[(9, 3)], [(6, 2)], [(6, 3)]]);
         assert_eq!(head_options(&[shape], true, 0.0), [[(9, 3)]]);
     }

@@ -45,6 +45,8 @@ pub(super) struct StackShape {
     /// Of every layer that there was.
     pub(super) inner: Vec<Option<usize>>,
     /// Of every layer that there was.
+    pub(super) experts: Vec<Option<usize>>,
+    /// Of every layer that there was.
     pub(super) heads: Vec<Option<HeadSizes>>,
 }
 
@@ -56,6 +58,7 @@ impl StackShape {
             n_layers: stack.layers.len(),
             width: stack.width,
             inner: stack.layers.iter().map(|layer| layer.inner).collect(),
+            experts: stack.layers.iter().map(|layer| layer.experts).collect(),
             // Cross-attention has heads also where self-attention is skipped.
             heads: stack.layers.iter().map(|layer| layer.heads.or(own)).collect(),
         }
@@ -64,7 +67,10 @@ impl StackShape {
 
 /// The shape of every stack after cutting to `targets`.
 pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackShape>> {
-    if let Some(experts) = &targets.experts {
+    let has_experts = |stack: &StackSizes| stack.layers.iter().any(|layer| layer.experts.is_some());
+    if let Some(experts) = &targets.experts
+        && !sizes.stacks.iter().any(has_experts)
+    {
         return Err(Error::Use(format!("--experts {}: this model has no experts", experts.text())));
     }
     let n_stacks = sizes.stacks.len();
@@ -84,6 +90,12 @@ pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackS
         if let Some(amount) = amount("ffn", &targets.ffn)? {
             cut_inner(&mut shape, amount)?;
         }
+        if let Some(amount) = amount("experts", &targets.experts)? {
+            // All layers that have experts have as many.
+            for experts in shape.experts.iter_mut().flatten() {
+                *experts = new_size("experts", amount, *experts, 1)?;
+            }
+        }
         let (heads, groups) = (amount("heads", &targets.heads)?, amount("kv-groups", &targets.kv_groups)?);
         cut_heads(&mut shape, heads, groups)?;
         shapes.push(shape);
@@ -93,7 +105,11 @@ pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackS
 
 /// A size that some layers do not reach leaves those as they are.
 fn cut_inner(shape: &mut StackShape, amount: Amount) -> Result<()> {
-    let widest = shape.inner.iter().copied().flatten().max().unwrap_or(0);
+    let Some(widest) = shape.inner.iter().copied().flatten().max() else {
+        let what =
+            "--ffn: this model has no feed-forward blocks but experts, whose width is kept; cut --experts";
+        return Err(Error::Use(what.to_string()));
+    };
     new_size("ffn", amount, widest, 1)?;
     for inner in shape.inner.iter_mut().flatten() {
         *inner = match amount {
@@ -160,7 +176,7 @@ mod tests {
 
     fn sizes(query: usize, kv: usize) -> ModelSizes {
         let heads = Some(HeadSizes { query, kv, width: 4 });
-        let layer = LayerSizes { inner: Some(96), heads, window: None };
+        let layer = LayerSizes { inner: Some(96), experts: None, heads, window: None };
         let stack = StackSizes {
             kind: StackKind::Decoder,
             width: 64,

@@ -90,7 +90,17 @@ impl Criterion {
 pub(super) fn is_thinned(spec: &TensorSpec) -> bool {
     let is_matrix = matches!(
         spec.role.part,
-        Part::SelfAttention(_) | Part::CrossAttention(_) | Part::Gate | Part::Up | Part::Down
+        Part::SelfAttention(_)
+            | Part::CrossAttention(_)
+            | Part::Gate
+            | Part::Up
+            | Part::Down
+            | Part::ExpertGate(_)
+            | Part::ExpertUp(_)
+            | Part::ExpertDown(_)
+            | Part::SharedGate
+            | Part::SharedUp
+            | Part::SharedDown
     );
     is_matrix && spec.role.layer.is_some() && spec.shape.len() > 1
 }

@@ -220,6 +220,7 @@ fn layer_keep(layout: &Layout, stack: &StackSizes, layer: usize, width: Option<u
         before: layer,
         window: sizes.window,
         neurons,
+        experts: sizes.experts.map(|experts| (0..experts).collect()),
         own: of(Part::SelfAttention(Projection::Output)),
         cross: of(Part::CrossAttention(Projection::Output)),
     })

@@ -115,17 +115,27 @@ fn prepare(input: &Input, scheme: Scheme, options: &Options) -> Result<(View, Ve
              them, but its CPU path (0.50.2) reads such weights wrongly; its GPU paths and luthier read them right"
         ));
     }
+    if layout.tensors.iter().any(|spec| is_expert(spec.role.part)) {
+        let note = "routed experts and their routers stay as they are, as transformers keeps them; ggml's types round them";
+        notes.push(note.to_string());
+    }
     Ok((view, notes))
 }
 
 /// Whether transformers puts a rounded module in the place of this weight's.
 fn is_rounded(layout: &Layout, info: &TensorInfo) -> bool {
     let spec = layout.tensors.iter().find(|spec| spec.name == info.name);
-    let kept = |part: Part| matches!(part, Part::Embedding | Part::Head | Part::RelativeBias);
+    let kept =
+        |part: Part| matches!(part, Part::Embedding | Part::Head | Part::RelativeBias) || is_expert(part);
     spec.is_some_and(|spec| spec.role.layer.is_some() && !kept(spec.role.part))
         && info.shape.len() == 2
         && info.name.ends_with(".weight")
         && !info.name.split('.').any(|module| module == "wo")
+}
+
+/// Whether a part belongs to routers or routed experts, which transformers holds in modules of another kind.
+fn is_expert(part: Part) -> bool {
+    matches!(part, Part::Router | Part::ExpertGate(_) | Part::ExpertUp(_) | Part::ExpertDown(_))
 }
 
 /// A weight that is rounded.

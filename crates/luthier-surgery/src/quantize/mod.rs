@@ -208,12 +208,13 @@ impl Job {
     }
 
     /// What `run` holds at most: the largest tensor rounded, the one before it on its way to the disk, and a source whose
-    /// rows are moved.
+    /// rows are moved or that is put together.
     fn memory_bytes(&self) -> usize {
         let size = |info: &TensorInfo| info.dtype.size_bytes(&info.shape).unwrap_or(0);
         let target = self.infos.iter().map(size).max().unwrap_or(0);
         let pairs = self.assembled.view().infos().iter().zip(&self.assembled.origins);
-        let moved = pairs.filter(|(_, origin)| matches!(origin, Origin::Changed { .. }));
+        let moved =
+            pairs.filter(|(_, origin)| matches!(origin, Origin::Changed { .. } | Origin::Merged { .. }));
         let moved = moved.map(|(info, _)| size(info)).max().unwrap_or(0);
         let imatrix = self.imatrix.as_ref().map_or(0, Imatrix::size_bytes);
         let sample = self.choice.as_ref().map_or(0, |_| target_size::sample_bytes(&self.infos));

@@ -55,6 +55,9 @@ fn origins(job: &Job) -> Vec<Origin> {
             name: name.clone(),
             how: format!("{how}, {} as {}", source.dtype, info.dtype),
         },
+        Origin::Merged { .. } if source.dtype != info.dtype => {
+            origin.clone().then(&format!("{} as {}", source.dtype, info.dtype))
+        }
         other => other.clone(),
     };
     tensors.map(origin).collect()

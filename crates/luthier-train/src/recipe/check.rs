@@ -92,6 +92,9 @@ impl Recipe {
         }
         within("optimizer.weight_decay", optimizer.weight_decay, 0.0, f64::MAX)?;
         within("optimizer.eps", optimizer.eps, f64::MIN_POSITIVE, f64::MAX)?;
+        if let Some(coefficient) = self.router_aux_loss_coef {
+            within("router_aux_loss_coef", coefficient, 0.0, f64::MAX)?;
+        }
         match self.gradient_clip {
             Some(clip) => within("gradient_clip", clip, f64::MIN_POSITIVE, f64::MAX),
             None => Ok(()),

@@ -145,6 +145,38 @@ fn documents_do_not_see_each_other() {
 }
 
 #[test]
+fn experts_are_kept_evenly_busy_where_that_counts() {
+    let mut config = llama_config();
+    let experts = json!({"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2});
+    config.extend(experts.as_object().unwrap().clone());
+    let bench = Bench::new();
+    let balances = |out: &str, changes: Value, config: &Map<String, Value>| -> Vec<Option<f64>> {
+        run(&bench.recipe(out, changes), config).unwrap();
+        let lines = std::fs::read_to_string(bench.path(out).join("metrics.jsonl")).unwrap();
+        let entries = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        entries.map(|entry| entry["balance_loss"].as_f64()).collect()
+    };
+    assert!(balances("off", json!({}), &config).iter().all(Option::is_none));
+    let last = |balances: Vec<Option<f64>>| balances.last().unwrap().unwrap();
+    let steps = json!({"steps": 30, "checkpoint_every_steps": null});
+    let with = |coefficient: f64, parts: u64| {
+        let mut changes = steps.clone();
+        changes["router_aux_loss_coef"] = json!(coefficient);
+        changes["gradient_accumulation"] = json!(parts);
+        changes
+    };
+    let (whole, parts) = (balances("whole", with(3.0, 1), &config), balances("parts", with(3.0, 2), &config));
+    // Two of four experts a token: 2 where all are asked alike.
+    assert!(whole.iter().chain(&parts).all(|balance| balance.unwrap() > 1.9));
+    let idle = last(balances("idle", with(0.0, 1), &config));
+    assert!(last(whole) - 2.0 < 0.5 * (idle - 2.0), "{idle}");
+    config.insert("output_router_logits".to_string(), json!(true));
+    assert!(balances("config", json!({}), &config).iter().all(Option::is_some));
+    let refused = run(&bench.recipe("dense", with(1.0, 1)), &llama_config()).unwrap_err().to_string();
+    assert!(refused.contains("router_aux_loss_coef"), "{refused}");
+}
+
+#[test]
 fn a_student_that_equals_its_teacher_has_no_gradient() {
     // The teacher of the tests is made of seed 77; so is this student.
     let bench = Bench::new();

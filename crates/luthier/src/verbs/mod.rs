@@ -35,6 +35,7 @@ mod trim_vocab;
 mod version;
 
 pub(crate) use merge::open as open_for_merge;
+mod upcycle;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
@@ -66,6 +67,7 @@ pub const VERBS: &[Verb] = &[
     verb::<transfer::Transfer>(),
     verb::<version::Version>(),
     verb::<trim_vocab::TrimVocab>(),
+    verb::<upcycle::Upcycle>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.
