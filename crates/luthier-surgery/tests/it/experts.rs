@@ -161,6 +161,7 @@ fn a_model_merged_with_itself_is_itself_and_is_described() {
         .unwrap();
         let options = merge::Options {
             verb: "merge",
+            record: serde_json::Value::Null,
             measurements: Map::new(),
             seed: 1,
             force: false,
