@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::adapter::Adapter;
 use crate::checkpoint::SideFile;
 use crate::gguf::Gguf;
 use crate::safetensors::{SafetensorsFile, ShardedTensors};
@@ -99,8 +100,8 @@ pub fn read_config(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|problem| Error::format(path, format!("wanted a JSON object: {problem}")))
 }
 
-/// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of a folder
-/// config, weights and their index, side files, those that exist; of a GGUF file all its parts; of a
+/// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of an adapter's folder
+/// its two files; of another folder config, weights and their index, side files, those that exist; of a GGUF file all its parts; of a
 /// lone file of PyTorch's also config and side files beside it; else the file itself.
 pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
     if !place.is_dir() {
@@ -115,6 +116,9 @@ pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
         let mut files = vec![config, place.to_path_buf()];
         files.extend(side_file_paths(folder)?);
         return Ok(files);
+    }
+    if Adapter::is_adapter(place) && !place.join("config.json").exists() {
+        return Ok(Adapter::files(place));
     }
     let mut files = vec![place.join("config.json")];
     match weights_of(place) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{Error, Result};
 
 /// Tokens of the sequence.
-const N_TOKENS: usize = 24;
+pub(crate) const N_TOKENS: usize = 24;
 
 /// How far the logits of two models lie apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

@@ -401,12 +401,10 @@ impl<'j> Account<'j> {
                 let from = find(source.infos(), name)?.dtype;
                 let id = self.ids[*input];
                 if from == info.dtype {
-                    return Ok(match bytes {
-                        Some(bytes) => {
-                            self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?
-                        }
-                        None => self.ledger.copied(id, name, &info.name, &[], &[])?,
-                    });
+                    let Some(bytes) = bytes else {
+                        return Ok(self.ledger.copied(id, name, &info.name, &[], &[])?);
+                    };
+                    return Ok(self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?);
                 }
                 let how = format!("{from} as {}", info.dtype);
                 Ok(self.ledger.changed(&[(id, name)], &info.name, &how)?)

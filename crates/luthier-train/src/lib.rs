@@ -8,6 +8,7 @@ mod count;
 pub mod error;
 pub mod identity;
 pub mod initial_state;
+mod inputs;
 pub mod masters;
 pub mod metrics;
 mod model_folder;

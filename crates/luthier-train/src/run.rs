@@ -1,6 +1,6 @@
 //! A run from recipe to finished model: begun, gone on with, or found finished.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use luthier_arch::model::Model;
@@ -16,6 +16,7 @@ use crate::checkpoint::{self, State};
 use crate::corpus;
 use crate::identity::{self, NamedText};
 use crate::initial_state;
+use crate::inputs;
 use crate::metrics::Entry;
 use crate::model_folder;
 use crate::objectives::{self, ModelShape};
@@ -96,7 +97,7 @@ pub struct Outcome {
 /// before the first step leaves no folder behind.
 pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     let recipe = recipe.clone().resolved()?;
-    refuse_inputs_inside(&recipe)?;
+    inputs::refuse_inside(&recipe)?;
     let texts = SourceTexts::read(&recipe, env.read_text)?;
     let (train_texts, validation_texts) = texts.named(&recipe);
     let mut identity = identity::identity(&recipe, &train_texts, &validation_texts, env.threads);
@@ -233,30 +234,6 @@ fn begin(
     drop(texts);
     let log = resume(folder, &mut trainer, recipe)?;
     Ok(Some((trainer, log, parts)))
-}
-
-/// An `out` that is or holds one of its own inputs would be replaced under the reader.
-fn refuse_inputs_inside(recipe: &Recipe) -> Result<()> {
-    let Ok(out) = recipe.out.canonicalize() else { return Ok(()) };
-    let model: Vec<(&str, PathBuf)> = match &recipe.model {
-        ModelSource::Place(place) => vec![("model", place.into())],
-        ModelSource::Random(random) => {
-            vec![("model.config", random.config.clone()), ("model.tokenizer", (&random.tokenizer).into())]
-        }
-    };
-    let teacher = recipe.teacher.iter().map(|place| ("teacher", PathBuf::from(place)));
-    let state = initial_state::file(recipe)?.map(|file| ("optimizer.initial_state", file));
-    let texts = recipe.data.train.iter().map(|source| ("data.train", source.path().to_path_buf()));
-    let validation =
-        recipe.data.validation.iter().map(|source| ("data.validation", source.path().to_path_buf()));
-    for (key, path) in model.into_iter().chain(teacher).chain(state).chain(texts).chain(validation) {
-        if path.canonicalize().is_ok_and(|path| path.starts_with(&out)) {
-            let what =
-                format!("{} lies in out, {}; choose another out", path.display(), recipe.out.display());
-            return Err(Error::recipe(key, what));
-        }
-    }
-    Ok(())
 }
 
 /// Puts the trainer at the folder's last checkpoint and the folder's log with it.

@@ -1,4 +1,4 @@
-//! Every method of `luthier merge` beside mergekit, on random models of several shapes.
+//! Every method of `luthier merge`, and every source of a tokenizer, beside mergekit, on random models.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -17,10 +17,21 @@ const MAX_SHARE: f64 = 0.01;
 const MAX_SIZE: f64 = 0.02;
 
 pub(super) fn run(program: &Path, folder: &Path) -> Result<Vec<Check>> {
-    let script = crate::root().join("tools/parity/merge.py");
     let python = MERGEKIT.interpreter()?;
+    let mut checks = Vec::new();
+    for script in ["merge", "merge_vocabularies"] {
+        let own = folder.join(script);
+        std::fs::create_dir_all(&own)?;
+        let script = crate::root().join(format!("tools/parity/{script}.py"));
+        checks.extend(compared(program, &own, &script, &python)?);
+    }
+    Ok(checks)
+}
+
+/// Runs one script's recipes, and compares.
+fn compared(program: &Path, folder: &Path, script: &Path, python: &Path) -> Result<Vec<Check>> {
     // Silent: mergekit warns of every model that it opens.
-    succeed(Command::new(&python).arg(&script).arg("make").arg(folder).stderr(Stdio::null()))?;
+    succeed(Command::new(python).arg(script).arg("make").arg(folder).stderr(Stdio::null()))?;
     let recipes = std::fs::read_dir(folder.join("recipes"))?;
     let mut recipes: Vec<_> =
         recipes.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
@@ -32,7 +43,7 @@ pub(super) fn run(program: &Path, folder: &Path) -> Result<Vec<Check>> {
         merge.arg("merge").arg(recipe).arg(folder.join("ours").join(name)).arg("--json");
         succeed(merge.current_dir(folder).stdout(Stdio::null()))?;
     }
-    let output = Command::new(&python).arg(&script).arg("compare").arg(folder).output()?;
+    let output = Command::new(python).arg(script).arg("compare").arg(folder).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: Vec<Value> = serde_json::from_slice(&output.stdout).context("what the script prints")?;
     ensure!(found.len() == recipes.len(), "{} recipes, {} comparisons", recipes.len(), found.len());

@@ -1,6 +1,6 @@
 //! T5 and mT5 as llama.cpp has them.
 
-use luthier_checkpoint::gguf::GgufValue;
+use luthier_checkpoint::gguf::{Gguf, GgufValue};
 use luthier_checkpoint::layout::{Part, Projection, Role, StackKind};
 use luthier_ops::activation::Activation;
 use serde_json::{Value, json};
@@ -131,6 +131,11 @@ pub(super) fn check(keys: &Keys, shape: &EncoderDecoderShape) -> Result<()> {
     Ok(())
 }
 
+/// Whether the last norm of a file holds the scaling of states.
+pub(super) fn is_scaled(gguf: &Gguf) -> bool {
+    gguf.metadata.iter().any(|(key, _)| key.strip_suffix(LOGIT_SCALE).is_some_and(|rest| rest.ends_with('.')))
+}
+
 /// What the ordinary keys say of the model. Version 1.0 is told by its tied head; llama.cpp's own converter loses its
 /// scaling of states, which that version always has.
 pub(super) fn config(metadata: &Metadata, set: &mut impl FnMut(&str, Value)) -> Result<()> {
@@ -153,9 +158,6 @@ pub(super) fn config(metadata: &Metadata, set: &mut impl FnMut(&str, Value)) -> 
     }
     let tied = metadata.info(HEAD).is_none();
     set("tie_word_embeddings", json!(tied));
-    if tied && metadata.get(LOGIT_SCALE).is_some() {
-        set("scale_decoder_outputs", json!(false));
-    }
     let start = metadata.optional_size("decoder_start_token_id")?;
     set("decoder_start_token_id", json!(start.unwrap_or(0)));
     Ok(())

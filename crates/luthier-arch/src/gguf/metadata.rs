@@ -62,6 +62,7 @@ impl<'a> Metadata<'a> {
         }
         found.ok_or_else(|| {
             let mut names: Vec<&str> = known.iter().map(|(_, dialect)| dialect.architecture).collect();
+            names.sort_unstable();
             names.dedup();
             Error::UnknownArchitecture { model_type: self.architecture.to_string(), known: names.join(", ") }
         })

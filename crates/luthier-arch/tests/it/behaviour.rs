@@ -22,6 +22,7 @@ const NAMES: &[&str] = &[
     "qwen3",
     "qwen3_moe",
     "t5gemma",
+    "uneven",
 ];
 
 const PADDING: u32 = u32::MAX;

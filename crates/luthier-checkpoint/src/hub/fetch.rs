@@ -113,7 +113,9 @@ fn gguf_list(names: &[String]) -> String {
 
 fn read_index(path: &Path) -> Result<Index> {
     let json = fs::read(path).map_err(|source| Error::io(path, source))?;
-    Index::parse(&json).map_err(|what| Error::format(path, what))
+    let is_torch = path.file_name().is_some_and(|name| name == crate::torch::INDEX_NAME);
+    let ending = if is_torch { ".bin" } else { ".safetensors" };
+    Index::parse_of(&json, ending).map_err(|what| Error::format(path, what))
 }
 
 struct Fetch<'a> {

@@ -13,7 +13,7 @@
 //!
 //! Guarantees: every tensor is in the ledger; G = 1 gives the same bytes; zero and split keep the function: logits of the
 //! written model and of its parent on fixed tokens are compared, and one that is off by more than 1e-4 of the largest logit
-//! is not written (weights of 16 bits round what is scaled: there the difference is reported). An optimizer's state beside
+//! is not written (weights of 16 bits round what is scaled: there the difference is reported, and refused above 0.1). An optimizer's state beside
 //! the model (a training run's `checkpoint-<step>/`) is grown by the same map. Refuses: sizes that the config cannot take,
 //! values that are not finite, moments of another model. Example: `luthier grow small large --op stack --depth 4`.
 
@@ -41,6 +41,9 @@ pub use timing::{GROWTH_FACTOR, Timing, timing};
 
 /// Largest difference of logits, over the largest logit, that rounding of f32 explains.
 const TOLERANCE: f64 = 1e-4;
+
+/// The same where weights of 16 bits are scaled, and rounded again.
+const TOLERANCE_16_BITS: f64 = 0.1;
 
 /// How a model grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,12 +268,13 @@ fn compared(parent: &Checkpoint, made: &Checkpoint, options: &Options) -> Result
     let found = difference(&check, &logits(parent)?, &logits(made)?)?;
     let is_narrow = |info: &TensorInfo| matches!(info.dtype, Dtype::F16 | Dtype::BF16);
     let rounds = made.tensors.infos().iter().any(is_narrow);
+    let tolerance = if rounds { TOLERANCE_16_BITS } else { TOLERANCE };
     // Not `>`, which a NaN is not.
-    let is_close = found.relative <= TOLERANCE;
-    if !keeps_function(options) || is_close || (rounds && found.relative.is_finite()) {
+    let is_close = found.relative <= tolerance;
+    if is_close || !keeps_function(options) {
         return Ok(found);
     }
-    let wanted = format!("a difference of at most {TOLERANCE:e} of the largest");
+    let wanted = format!("a difference of at most {tolerance:e} of the largest");
     let came =
         format!("{:e}; this model's function cannot be kept that way, take another --op", found.relative);
     Err(Error::Check { check, wanted, came })

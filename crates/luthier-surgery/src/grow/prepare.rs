@@ -15,6 +15,7 @@ use super::moments::Moments;
 use super::piece::{Fill, Form, Piece, widened};
 use super::width::{self, Widener};
 use super::{Axis, Operation, Options};
+use crate::function_check::N_TOKENS;
 use crate::view::{Cast, find, folder_type};
 use crate::writing::Origin;
 use crate::{Error, Input, Result, config, fit};
@@ -131,13 +132,15 @@ impl Prepared {
         let parent = if self.cast.infos() == stored { 0 } else { self.cast.infos().iter().map(size).sum() };
         let child = if in_memory { self.view.infos.iter().map(size).sum() } else { 0 };
         let moments = self.moments.as_ref().map_or(0, Moments::largest_bytes);
-        let grown_moments = moments * options_times(&self.before, &self.after);
-        write.max(parent.max(child)).max(grown_moments) + (64 << 20)
+        let grown_moments = moments * times_larger(&self.before, &self.after);
+        // Two sets of logits, and what computing one takes.
+        let check = parent.max(child) + 4 * 4 * N_TOKENS * fit::vocab_size(&self.after);
+        write.max(check).max(grown_moments) + (16 << 20)
     }
 }
 
 /// How many times the largest tensor at most.
-fn options_times(before: &Layout, after: &Layout) -> usize {
+fn times_larger(before: &Layout, after: &Layout) -> usize {
     let largest = |layout: &Layout| {
         layout.tensors.iter().map(|spec| spec.shape.iter().product::<usize>()).max().unwrap_or(1)
     };

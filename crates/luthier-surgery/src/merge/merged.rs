@@ -9,22 +9,24 @@ use luthier_kernels::blocks::{self, BlockType};
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::pool;
 
-use super::cuts::{self, TensorCut, Visit};
+use super::cuts::TensorCut;
 use super::method::{Cut, Group, Method, Reach};
 use super::pairing::Piece;
 use super::rows::{Rows, Whole};
-use super::task_vectors::kept_count;
 use crate::Input;
 use crate::view::find;
 
 /// Values that one task handles: a whole number of blocks of every type, few enough to stay in a core's cache.
-const PIECE_LEN: usize = 1 << 14;
+pub(super) const PIECE_LEN: usize = 1 << 14;
 
 /// Values that are merged and handed on at once where a method does not need whole tensors.
-const PART_LEN: usize = 1 << 22;
+pub(super) const PART_LEN: usize = 1 << 22;
 
 /// Where the largest differences of each input end, in one tensor.
-type Cuts = Arc<Vec<Option<TensorCut>>>;
+pub(super) type Cuts = Arc<Vec<Option<TensorCut>>>;
+
+/// What the differences of each input are multiplied with, in one tensor.
+pub(super) type Scales = Arc<Vec<Option<f32>>>;
 
 /// The tensors of a merge.
 pub(crate) struct Merged {
@@ -35,7 +37,9 @@ pub(crate) struct Merged {
     pub(crate) numbers: HashMap<String, usize>,
     pub(crate) seed: u64,
     /// Of the tensor that was asked for last.
-    known_cuts: Mutex<Option<(String, Cuts)>>,
+    pub(super) known_cuts: Mutex<Option<(String, Cuts)>>,
+    /// Of the tensor that was asked for last.
+    pub(super) known_scales: Mutex<Option<(String, Scales)>>,
     /// The inputs of the tensor whose rows were put together last.
     known_whole: Mutex<Option<(String, Arc<Whole>)>>,
 }
@@ -52,6 +56,7 @@ impl Merged {
             numbers,
             seed,
             known_cuts: Mutex::default(),
+            known_scales: Mutex::default(),
             known_whole: Mutex::default(),
         }
     }
@@ -65,6 +70,11 @@ impl Merged {
         same_type && piece.rows.is_none() && (unscaled || !piece.info.dtype.is_float())
     }
 
+    /// Whether a random value survives.
+    pub(super) fn keeps(&self, name: &str, input: usize, at: usize, share: f64) -> bool {
+        uniform(self.seed, name, input, at) < share
+    }
+
     /// Values of a tensor that are asked for at once.
     pub(crate) fn part_len(&self, piece: &Piece) -> usize {
         let values: usize = piece.info.shape.iter().product();
@@ -76,25 +86,28 @@ impl Merged {
         !piece.kept && matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
     }
 
-    /// Merges values of all inputs, whole tensors or the same piece of each.
+    /// Merges values of all inputs, from number `first` on: whole tensors or the same piece of each.
     fn merge(
         &self,
         piece: &Piece,
         shape: &[usize],
+        first: usize,
         tensors: &[Vec<f32>],
         cuts: Vec<Option<Cut>>,
+        scales: &[Option<f32>],
     ) -> Result<Vec<f32>> {
         if piece.kept {
             return Ok(tensors[0].clone());
         }
         let name = &piece.info.name;
-        let keeps = |input: usize, at: usize, share: f64| uniform(self.seed, name, input, at) < share;
+        let keeps = |input: usize, at: usize, share: f64| self.keeps(name, input, first + at, share);
         let group = Group {
             name,
             shape,
             tensors: tensors.iter().map(Vec::as_slice).collect(),
             base: piece.base,
             cuts,
+            scales,
             values: &piece.values,
             keeps: &keeps,
         };
@@ -120,8 +133,7 @@ impl TensorSource for Merged {
         let stored = self.stored(piece, 0..n_values)?;
         let tensors = stored.iter().map(|stored| widened(stored, n_values)).collect::<Result<Vec<_>>>()?;
         drop(stored);
-        let merged = self.merge(piece, &piece.info.shape, &tensors, Vec::new())?;
-        drop(tensors);
+        let merged = self.merge_whole(piece, tensors)?;
         let info = &piece.info;
         in_pieces(info, n_values, &|start, target: &mut [u8]| {
             let len = target.len() / info.dtype.block().1;
@@ -133,7 +145,7 @@ impl TensorSource for Merged {
         let piece = self.piece(name).ok().filter(|piece| !self.is_copy(piece))?;
         let in_parts = match self.method.reach {
             _ if piece.kept => true,
-            Reach::Value => true,
+            Reach::Value | Reach::Drawn(_) => true,
             Reach::Largest(shares) => shares(&piece.values).is_some(),
             Reach::Tensor => false,
         };
@@ -152,6 +164,27 @@ impl TensorSource for Merged {
 }
 
 impl Merged {
+    /// Merges whole tensors. Rows that stand for no token are merged by themselves, so that they have no say in angles and
+    /// sums over those that do.
+    fn merge_whole(&self, piece: &Piece, mut tensors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
+        let shape = &piece.info.shape;
+        let n_tokens = piece.rows.as_ref().map_or(shape[0], |rows| rows.n_tokens());
+        let width: usize = shape[1..].iter().product();
+        if n_tokens == 0 || n_tokens >= shape[0] {
+            return self.merge(piece, shape, 0, &tensors, Vec::new(), &[]);
+        }
+        let rest: Vec<Vec<f32>> =
+            tensors.iter_mut().map(|values| values.split_off(n_tokens * width)).collect();
+        let part = |rows: usize, first: usize, values: &[Vec<f32>]| {
+            let shape = [&[rows], &shape[1..]].concat();
+            self.merge(piece, &shape, first, values, Vec::new(), &[])
+        };
+        let mut merged = part(n_tokens, 0, &tensors)?;
+        drop(tensors);
+        merged.extend(part(shape[0] - n_tokens, n_tokens * width, &rest)?);
+        Ok(merged)
+    }
+
     fn piece(&self, name: &str) -> Result<&Piece> {
         let number = self.numbers.get(name);
         number
@@ -176,7 +209,7 @@ impl Merged {
     }
 
     /// The values `range` of each input, as they are stored.
-    fn stored<'s>(&'s self, piece: &'s Piece, range: Range<usize>) -> Result<Vec<Stored<'s>>> {
+    pub(super) fn stored<'s>(&'s self, piece: &'s Piece, range: Range<usize>) -> Result<Vec<Stored<'s>>> {
         if let Some(rows) = &piece.rows {
             return self.put_together(piece, rows, range);
         }
@@ -230,7 +263,7 @@ impl Merged {
 
     /// The values `range` of the result, which starts at a multiple of `PIECE_LEN`.
     fn compute(&self, piece: &Piece, range: Range<usize>) -> Result<SharedBytes> {
-        let cuts = self.cuts(piece)?;
+        let (cuts, scales) = (self.cuts(piece)?, self.scales(piece)?);
         let stored = self.stored(piece, range.clone())?;
         let info = &piece.info;
         in_pieces(info, range.len(), &|start, target: &mut [u8]| {
@@ -238,68 +271,11 @@ impl Merged {
             let tensors = stored.iter().map(|stored| part(stored, start, len)).collect::<Result<Vec<_>>>()?;
             let at = (range.start + start) / PIECE_LEN;
             let cuts = cuts.iter().map(|cut| cut.as_ref().map(|cut| cut.at(at))).collect();
-            let merged = self.merge(piece, &[len], &tensors, cuts)?;
+            let first = range.start + start;
+            let merged = self.merge(piece, &[len], first, &tensors, cuts, &scales)?;
             narrow(&info.name, &merged, info.dtype, target)
         })
     }
-
-    /// Where the largest differences of each input end; nothing for methods that do not ask. The last tensor's are kept.
-    fn cuts(&self, piece: &Piece) -> Result<Cuts> {
-        let Reach::Largest(shares) = self.method.reach else { return Ok(Arc::default()) };
-        if piece.kept {
-            return Ok(Arc::default());
-        }
-        let Some(shares) = shares(&piece.values) else { return Ok(Arc::default()) };
-        let mut known = self.known_cuts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((name, cuts)) = &*known
-            && *name == piece.info.name
-        {
-            return Ok(Arc::clone(cuts));
-        }
-        let n_values: usize = piece.info.shape.iter().product();
-        let is_cut = |input: usize| Some(input) != piece.base && shares[input] > 0.0 && shares[input] < 1.0;
-        let counts: Vec<Option<usize>> = (0..piece.inputs.len())
-            .map(|input| is_cut(input).then(|| kept_count(shares[input], n_values)))
-            .collect();
-        let walk = |step: usize, visit: &Visit| -> Result<()> {
-            for start in (0..n_values).step_by(PART_LEN) {
-                let range = start..n_values.min(start + PART_LEN);
-                let stored = self.stored(piece, range.clone())?;
-                let base = piece.base.unwrap_or(0);
-                visit_pieces(&stored, range.len(), start / PIECE_LEN, step, &|task, at, tensors| {
-                    visit(task, at, tensors, &tensors[base]);
-                })?;
-            }
-            Ok(())
-        };
-        let cuts = Arc::new(cuts::find(n_values, n_values.div_ceil(PIECE_LEN), &counts, &walk)?);
-        *known = Some((piece.info.name.clone(), Arc::clone(&cuts)));
-        Ok(cuts)
-    }
-}
-
-/// Gets a task's number, a piece's number, and all inputs' values of it.
-type Show<'s> = dyn Fn(usize, usize, &[Vec<f32>]) + Sync + 's;
-
-/// Shows the values of each input to as many tasks as there are threads, in pieces, of which those whose number is a
-/// multiple of `step`; each task gets a stretch of its own and its number.
-fn visit_pieces(stored: &[Stored], len: usize, first: usize, step: usize, visit: &Show) -> Result<()> {
-    let n_pieces = len.div_ceil(PIECE_LEN);
-    let stretch = n_pieces.div_ceil(pool::threads()).max(1);
-    let problem = Problem::default();
-    pool::run(n_pieces.div_ceil(stretch), &|task| {
-        let own = task * stretch..n_pieces.min((task + 1) * stretch);
-        for at in own.filter(|at| (first + at).is_multiple_of(step)) {
-            let start = at * PIECE_LEN;
-            let piece_len = PIECE_LEN.min(len - start);
-            let tensors = stored.iter().map(|stored| part(stored, start, piece_len));
-            match tensors.collect::<Result<Vec<_>>>() {
-                Ok(tensors) => visit(task, first + at, &tensors),
-                Err(error) => return problem.note(error),
-            }
-        }
-    });
-    problem.into_result()
 }
 
 /// Bytes of `len` values of a tensor's type, made piece by piece on all threads; `make` gets the first value's number.
@@ -321,14 +297,14 @@ fn in_pieces(
 
 /// The first error of several tasks.
 #[derive(Default)]
-struct Problem(Mutex<Option<Error>>);
+pub(super) struct Problem(Mutex<Option<Error>>);
 
 impl Problem {
-    fn note(&self, error: Error) {
+    pub(super) fn note(&self, error: Error) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
-    fn into_result(self) -> Result<()> {
+    pub(super) fn into_result(self) -> Result<()> {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
@@ -349,7 +325,7 @@ pub(crate) fn uniform(seed: u64, name: &str, input: usize, at: usize) -> f64 {
 }
 
 /// Values of an input's tensor from number `first` on, as they are stored.
-struct Stored<'s> {
+pub(super) struct Stored<'s> {
     name: &'s str,
     dtype: Dtype,
     bytes: SharedBytes,
@@ -357,7 +333,7 @@ struct Stored<'s> {
 }
 
 /// Values of a stored tensor as f32; refuses those that are not finite.
-fn part(stored: &Stored, start: usize, len: usize) -> Result<Vec<f32>> {
+pub(super) fn part(stored: &Stored, start: usize, len: usize) -> Result<Vec<f32>> {
     let (block_len, block_bytes) = stored.dtype.block();
     let from = start / block_len * block_bytes;
     let bytes = &stored.bytes[from..from + len / block_len * block_bytes];

@@ -25,6 +25,9 @@ pub(crate) enum Reach {
     /// That, and whether it is among the largest differences from the base: the share that each input keeps, where the
     /// method's parameters leave it at that.
     Largest(fn(&[Vec<f64>]) -> Option<Vec<f64>>),
+    /// That, and how large all differences are before and after some are dropped at random: the share that each input
+    /// keeps, where the method's parameters ask for it.
+    Drawn(fn(&[Vec<f64>]) -> Option<Vec<f64>>),
     /// The whole tensors.
     Tensor,
 }
@@ -50,6 +53,8 @@ pub(crate) struct Group<'g> {
     pub(crate) base: Option<usize>,
     /// Where the largest differences of each input end, where that was found out before.
     pub(crate) cuts: Vec<Option<Cut>>,
+    /// What the differences of each input that are kept are multiplied with, where that was found out before.
+    pub(crate) scales: &'g [Option<f32>],
     /// Parameters in the order of the method's list; those of one input hold a value for each, others one.
     pub(crate) values: &'g [Vec<f64>],
     /// Whether a random value survives: input, value's index, probability.

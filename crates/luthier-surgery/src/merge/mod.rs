@@ -11,6 +11,7 @@ mod cuts;
 mod karcher;
 mod layers;
 mod linear;
+mod looks;
 mod merged;
 mod method;
 mod model_stock;
@@ -327,9 +328,7 @@ impl Prepared {
             Some(tie) => format!("repeats {}", tie.target),
             None if number >= self.n_merged => "the model brings nothing but its tokenizer".to_string(),
             None if in_layout => "the recipe's slices leave it out".to_string(),
-            None if !self.known => {
-                "not all models have it, and the recipe says unshared: drop or keep".to_string()
-            }
+            None if !self.known => "not all models have it, and the recipe lets it go".to_string(),
             None => "a buffer that follows from the config".to_string(),
         }
     }

@@ -326,12 +326,13 @@ impl<'r> Pairing<'r> {
             };
             let has = own.iter().position(|own| own.contains(name)).unwrap_or(lacks);
             // The base comes before the others, wherever it stands in the list.
-            let has = stretch.donor.filter(|donor| own[*donor].contains(name)).unwrap_or(has);
-            let (lacks, has) = (stretch.sources[lacks].0, stretch.sources[has].0);
+            let of_base = stretch.donor.filter(|donor| own[*donor].contains(name));
+            let (lacks, has) = (stretch.sources[lacks].0, stretch.sources[of_base.unwrap_or(has)].0);
             match unshared {
                 Unshared::Refuse => return Err(self.missing(name, lacks, has)),
+                Unshared::Base if of_base.is_none() => {}
                 Unshared::Drop => {}
-                Unshared::Keep => {
+                Unshared::Keep | Unshared::Base => {
                     let inputs = vec![(has, name.clone())];
                     let info = self.output_info(name, &inputs, false)?;
                     pieces.push(Piece {
@@ -350,7 +351,7 @@ impl<'r> Pairing<'r> {
 
     fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
         let what = format!(
-            "is in {}, but not in {}; tensors that only one parent has cannot be merged; where all are merged by name, unshared: keep or drop in the recipe says what becomes of them",
+            "is in {}, but not in {}; tensors that only one parent has cannot be merged; where all are merged by name, unshared (keep, base or drop) says what becomes of them",
             self.inputs[has].label, self.inputs[lacks].label
         );
         luthier_checkpoint::Error::tensor(name, what).into()

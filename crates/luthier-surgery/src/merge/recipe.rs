@@ -49,7 +49,8 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
     /// What becomes of tensors that not all models have, where tensors are merged by name: refuse (the default), keep (as
-    /// the first model has them) or drop. No key of mergekit's.
+    /// the base, else the first model that has them), base (those of the base are kept, others left out) or drop. No key of
+    /// mergekit's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unshared: Option<Unshared>,
 }
@@ -60,8 +61,10 @@ pub struct Recipe {
 pub enum Unshared {
     /// An error.
     Refuse,
-    /// Copied from the first model that has it.
+    /// Copied from the base, else from the first model that has it.
     Keep,
+    /// Copied from the base; left out where the base lacks it.
+    Base,
     /// Left out.
     Drop,
 }

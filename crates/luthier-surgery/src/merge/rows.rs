@@ -127,6 +127,11 @@ impl Rows {
         (own != NONE && (own as usize) < self.stored[position]).then_some(own)
     }
 
+    /// Rows from the first on that stand for tokens.
+    pub(super) fn n_tokens(&self) -> usize {
+        self.is_token.iter().take_while(|is_token| **is_token).count()
+    }
+
     /// Bytes of the tables, and of the means.
     pub(super) fn size_bytes(&self) -> usize {
         self.others.len() * (size_of::<Other>() + 1 + 4 * self.own.len()) + 4 * self.width * self.own.len()

@@ -48,6 +48,7 @@ macro_rules! method {
             reach: match $sparse {
                 Sparse::No => Reach::Value,
                 Sparse::Magnitude => Reach::Largest(shares),
+                Sparse::Random => Reach::Drawn(drawn),
                 _ => Reach::Tensor,
             },
             merge: |group| merge(group, $sparse, $ties),
@@ -147,17 +148,25 @@ fn sparsify(group: &Group, input: usize, sparse: Sparse, delta: &mut [f32]) -> R
         Sparse::Ranked => ranked(group, input, delta, density)?,
     };
     let rescales = group.values[RESCALE][0] > 0.0;
+    let known = group.scales.get(input).copied().flatten();
     let sum = |delta: &[f32]| delta.iter().map(|value| f64::from(value.abs())).sum::<f64>();
-    let before = if rescales { sum(delta) } else { 0.0 };
+    let before = if rescales && known.is_none() { sum(delta) } else { 0.0 };
     delta.iter_mut().zip(&kept).for_each(|(value, kept)| *value = if *kept { *value } else { 0.0 });
     if rescales {
-        let after = sum(delta);
-        if before >= 1e-7 && after >= 1e-7 {
-            let scale = (before / after) as f32;
-            delta.iter_mut().for_each(|value| *value *= scale);
-        }
+        let scale = known.unwrap_or_else(|| rescaled(before, sum(delta)));
+        delta.iter_mut().for_each(|value| *value *= scale);
     }
     Ok(())
+}
+
+/// What brings a sum of magnitudes back to what it was.
+pub(crate) fn rescaled(before: f64, after: f64) -> f32 {
+    if before >= 1e-7 && after >= 1e-7 { (before / after) as f32 } else { 1.0 }
+}
+
+/// The share of each input's differences that is kept at random; none where the rest is not scaled.
+fn drawn(values: &[Vec<f64>]) -> Option<Vec<f64>> {
+    (values[RESCALE][0] > 0.0).then(|| values[DENSITY].clone())
 }
 
 fn magnitudes(delta: &[f32]) -> Vec<f32> {

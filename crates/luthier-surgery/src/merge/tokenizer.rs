@@ -53,7 +53,7 @@ pub(super) fn side_files(
 
 /// Replaces tokenizer files by those of the model whose tokenizer it is, or by the extended one's.
 fn put_tokenizer(
-    files: &mut [SideFile],
+    files: &mut Vec<SideFile>,
     inputs: &[Input],
     chosen: &Chosen,
     notes: &mut Vec<String>,
@@ -129,7 +129,7 @@ fn most_common_template(inputs: &[Input]) -> Result<Option<String>> {
 /// where it names them, else those of the same tokens; ids of tokens that the tokenizer lacks are left out.
 pub(super) fn with_token_ids(
     config: &mut Map<String, Value>,
-    files: &mut Vec<SideFile>,
+    files: &mut [SideFile],
     inputs: &[Input],
     chosen: &Chosen,
     notes: &mut Vec<String>,

@@ -79,9 +79,12 @@ pub(super) struct Search<'s> {
     pub(super) value_bytes: &'s [f64],
 }
 
+/// A candidate and its shape.
+pub(super) type Found = (Candidate, Vec<StackShape>);
+
 impl Search<'_> {
     /// Candidates that fit, the best first, with their shapes; refuses where none does.
-    pub(super) fn run(&self) -> Result<(Vec<(Candidate, Vec<StackShape>)>, Vec<String>)> {
+    pub(super) fn run(&self) -> Result<(Vec<Found>, Vec<String>)> {
         let mut notes = Vec::new();
         for limits in [(WIDTH_KEPT_MIN, DEPTH_KEPT_MIN), (0.0, 0.0)] {
             let mut found = self.candidates(limits)?;

@@ -27,8 +27,39 @@ pub(super) struct Allocation {
     pub(super) least_error: f64,
 }
 
+/// Things whose forms are all tried: beside a large one, exchanges of two forms free too little room.
+const N_TRIED: usize = 2;
+
 /// The forms that lose least within `size_bytes`; none where the smallest of all are too large. Every thing has a form.
 pub(super) fn allocate(things: &[Vec<Form>], size_bytes: u64) -> Option<Allocation> {
+    let largest = |thing: &usize| things[*thing].iter().map(|form| form.size_bytes).max();
+    let mut order: Vec<usize> = (0..things.len()).collect();
+    order.sort_by_key(|thing| (std::cmp::Reverse(largest(thing)), *thing));
+    order.truncate(N_TRIED);
+    let (mut best, mut least_error): (Option<Allocation>, f64) = (None, f64::INFINITY);
+    let mut tried = things.to_vec();
+    let n_combinations: usize = order.iter().map(|thing| things[*thing].len()).product();
+    for mut combination in 0..n_combinations {
+        let mut forms = Vec::new();
+        for &thing in &order {
+            forms.push(combination % things[thing].len());
+            combination /= things[thing].len();
+            tried[thing] = vec![things[thing][forms[forms.len() - 1]]];
+        }
+        let Some(mut found) = allocate_rest(&tried, size_bytes) else { continue };
+        least_error = least_error.min(found.least_error);
+        if best.as_ref().is_none_or(|best| found.error < best.error) {
+            for (&thing, form) in order.iter().zip(forms) {
+                found.chosen[thing] = form;
+            }
+            best = Some(found);
+        }
+    }
+    best.map(|best| Allocation { least_error: least_error.min(best.error), ..best })
+}
+
+/// By climbing and exchanging alone.
+fn allocate_rest(things: &[Vec<Form>], size_bytes: u64) -> Option<Allocation> {
     let hulls: Vec<Vec<usize>> = things.iter().map(|forms| hull(forms)).collect();
     let mut state = State { things, chosen: hulls.iter().map(|hull| hull[0]).collect(), size_bytes };
     if state.used_bytes() > size_bytes {

@@ -130,9 +130,17 @@ fn fitted(
     // The header's length depends on the types that it lists. It only grows here, so that this ends.
     let mut other_bytes = 0;
     loop {
-        let Some(found) = target_bytes.checked_sub(other_bytes).and_then(|bytes| allocate(&things, bytes))
-        else {
-            return Err(too_small(job, source, measured, target_bytes)?);
+        let within = target_bytes.checked_sub(other_bytes);
+        let Some(found) = within.and_then(|bytes| allocate(&things, bytes)) else {
+            // The header of the smallest types may be shorter than that of those before.
+            let smallest = things.iter().map(|forms| forms.iter().map(|form| form.size_bytes).min());
+            let found = allocate(&things, smallest.map(|size| size.unwrap_or(0)).sum());
+            return match found {
+                Some(found) if job.use_chosen(&smallest_types(source, measured))? <= target_bytes => {
+                    Ok(found)
+                }
+                _ => Err(too_small(job, source, measured, target_bytes)?),
+            };
         };
         let mut choices = found.chosen.iter();
         let types: Vec<Dtype> = source
@@ -169,6 +177,15 @@ impl Job {
     }
 }
 
+/// The smallest type of each tensor.
+fn smallest_types(source: &[TensorInfo], measured: &[Option<Tensor>]) -> Vec<Dtype> {
+    let smallest = |tensor: &Tensor| {
+        tensor.ways.iter().min_by_key(|way| way.size_bytes).map(|way| Dtype::Weights(way.block_type))
+    };
+    let tensors = source.iter().zip(measured);
+    tensors.map(|(info, tensor)| tensor.as_ref().and_then(smallest).unwrap_or(info.dtype)).collect()
+}
+
 /// The refusal of a size that even the smallest types exceed.
 fn too_small(
     job: &mut Job,
@@ -176,13 +193,7 @@ fn too_small(
     measured: &[Option<Tensor>],
     target_bytes: u64,
 ) -> Result<Error> {
-    let smallest =
-        |tensor: &Tensor| tensor.ways.iter().min_by_key(|way| way.size_bytes).map(|way| way.block_type);
-    let types: Vec<Dtype> = source
-        .iter()
-        .zip(measured)
-        .map(|(info, tensor)| tensor.as_ref().and_then(smallest).map_or(info.dtype, Dtype::Weights))
-        .collect();
+    let types = smallest_types(source, measured);
     let mut file_bytes = job.use_chosen(&types)?;
     // A record that says this size may be longer than one that says the wanted one.
     for _ in 0..2 {

@@ -151,7 +151,6 @@ struct Prepared {
     parent_layout: Layout,
     /// The parent in the types of the output.
     parent: Arc<dyn TensorSource>,
-    shared: usize,
     notes: Vec<String>,
 }
 
@@ -184,7 +183,7 @@ impl Prepared {
         let upcycled = Upcycled::new(&target, &parent_layout, Arc::clone(&parent), fresh_type, recipe)?;
         let config = config::with_dtype(&config, upcycled.infos());
         let notes = notes(input, options, &upcycled);
-        Ok(Prepared { config, target, upcycled, parent_layout, parent, shared, notes })
+        Ok(Prepared { config, target, upcycled, parent_layout, parent, notes })
     }
 
     fn model(&self, input: &Input, out: &Path) -> Checkpoint {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use luthier_checkpoint::{Dtype, Lineage, TensorSource};
+use luthier_checkpoint::{Dtype, Lineage};
 use luthier_surgery::Input;
 use luthier_surgery::grow::{Axis, Operation, Options, plan, run};
 use serde_json::json;

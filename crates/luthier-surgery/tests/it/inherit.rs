@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use luthier_checkpoint::{Dtype, Lineage, Scores, TensorSource, values};
+use luthier_checkpoint::{Dtype, Lineage, Scores, values};
 use luthier_surgery::Input;
 use luthier_surgery::inherit::{Options, plan, run};
 use serde_json::json;

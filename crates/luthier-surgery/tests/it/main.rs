@@ -13,6 +13,8 @@ mod inherit;
 mod merge;
 mod models;
 mod moments;
+mod prune;
+mod prune_experts;
 mod quantize;
 mod quantize_refusals;
 mod sub_model;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use luthier_arch::{LoadOptions, Model, TokenBatch};
+use luthier_arch::{LoadOptions, TokenBatch};
 use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::{Dtype, TensorInfo, TensorSink, TensorSource, values};
 use luthier_ops::cross_entropy::Targets;
@@ -173,7 +173,7 @@ fn moments_that_are_not_the_models_are_refused() {
     let parent = home.path().join("parent");
     let mut moments = gradients(&golden("llama"));
     let stack = options(Operation::Stack, Axis::Depth(2));
-    let mut refusal = |moments: &[(String, Vec<f32>)]| {
+    let refusal = |moments: &[(String, Vec<f32>)]| {
         write_vectors(&parent.join("optimizer.safetensors"), moments);
         let before = names(home.path());
         let refused = run(&open(&parent), &home.path().join("out"), &stack).unwrap_err().to_string();

@@ -10,3 +10,4 @@ mod sentencepiece;
 mod small;
 mod tokenizer;
 mod trim;
+mod word_piece;

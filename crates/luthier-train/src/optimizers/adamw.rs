@@ -184,4 +184,29 @@ mod tests {
         assert_eq!(first.state()[1].1, second.state()[1].1);
         assert_eq!(values(&whole), values(&scaled));
     }
+
+    #[test]
+    fn a_state_that_is_handed_on_goes_on_as_if_nothing_had_happened() {
+        let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };
+        let matrix = weight("matrix", &[1.0, -2.0], &[1, 2]);
+        let weights = [matrix.clone()];
+        let mut first = AdamW::new(settings, &weights);
+        for gradient in [2.0, -1.0] {
+            give_gradient(&matrix, gradient);
+            first.step(&weights, 0.1, 1.0).unwrap();
+        }
+        let other = weight("matrix", &values(&matrix), &[1, 2]);
+        let others = [other.clone()];
+        let mut second = AdamW::new(settings, &others);
+        for ((_, target), (_, source)) in second.restore(first.steps()).into_iter().zip(first.state()) {
+            target.copy_from_slice(source);
+        }
+        for (weight, weights, optimizer) in [(&matrix, &weights, &mut first), (&other, &others, &mut second)]
+        {
+            give_gradient(weight, 0.5);
+            optimizer.step(weights, 0.1, 1.0).unwrap();
+        }
+        assert_eq!(values(&matrix), values(&other));
+        assert_eq!((first.steps(), second.steps()), (3, 3));
+    }
 }

@@ -173,3 +173,26 @@ fn weights_that_are_no_numbers_are_never_saved() {
     assert!(error.contains("step 1: a weight is NaN") && error.contains("no checkpoint"), "{error}");
     assert!(!bench.path("run/checkpoint-1").exists() && !bench.path("run/model.safetensors").exists());
 }
+
+#[test]
+fn a_first_state_that_is_none_is_refused() {
+    let bench = Bench::new();
+    let with = |state: Value| {
+        json!({"optimizer": {"name": "adamw", "lr_peak": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1,
+                             "initial_state": state}})
+    };
+    run(&bench.recipe("first", json!({})), &llama_config()).unwrap();
+    let refused = |state: Value, config: &serde_json::Map<String, Value>| {
+        let error = run(&bench.recipe("second", with(state)), config).unwrap_err().to_string();
+        assert!(!bench.path("second").exists(), "{error}");
+        assert!(error.contains("optimizer.initial_state"), "{error}");
+        error
+    };
+    assert!(refused(json!(bench.path("missing")), &llama_config()).contains("missing"));
+    // The model of these runs lies nowhere.
+    assert!(refused(json!(true), &llama_config()).contains("student/optimizer.safetensors"));
+    let place = json!(bench.path("first/checkpoint-3"));
+    assert!(refused(place, &encoder_decoder_config()).contains("another model"));
+    let place = json!(bench.path("first/checkpoint-3/config.json"));
+    assert!(run(&bench.recipe("second", with(place)), &llama_config()).is_err());
+}

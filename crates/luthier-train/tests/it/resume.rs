@@ -131,3 +131,39 @@ fn columns_of_tables_are_trained_on_and_a_share_is_held_out() {
     assert_eq!(run_json["data"]["train"][0]["column"], json!(1));
     assert_eq!(run_json["data"]["train"][0]["name"], json!("table.tsv"));
 }
+
+#[test]
+fn moments_of_a_checkpoint_are_a_first_state_that_survives_stops() {
+    let bench = Bench::new();
+    let with = |state: Value| {
+        json!({"optimizer": {"name": "adamw", "lr_peak": 3e-3, "betas": [0.9, 0.95], "weight_decay": 0.1,
+                             "initial_state": state}})
+    };
+    run(&bench.recipe("first", json!({})), &llama_config()).unwrap();
+    run(&bench.recipe("plain", with(json!(false))), &llama_config()).unwrap();
+    assert!(files(&bench.path("first")) == files(&bench.path("plain")), "false is as left out");
+    let place = json!(bench.path("first/checkpoint-6"));
+    run(&bench.recipe("begun", with(place.clone())), &llama_config()).unwrap();
+    // The file says it too, without the checkpoint's own account.
+    let file = bench.path("optimizer.safetensors");
+    fs::copy(bench.path("first/checkpoint-6/optimizer.safetensors"), &file).unwrap();
+    let losses = |run: &str| -> Vec<f64> {
+        let metrics = fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap();
+        metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap())
+            .collect()
+    };
+    let (first, begun) = (losses("first"), losses("begun"));
+    // The same weights before the first step, others after it.
+    assert!((first[0] - begun[0]).abs() < 1e-12 && (first[1] - begun[1]).abs() > 1e-6, "{first:?} {begun:?}");
+    run(&bench.recipe("of-file", with(json!(file))), &llama_config()).unwrap();
+    assert_eq!(losses("of-file"), begun);
+    run_with_stops(&bench.recipe("stopped", with(place)), &llama_config(), &[2, 4]);
+    assert!(files(&bench.path("begun")) == files(&bench.path("stopped")));
+    let moments = luthier_checkpoint::safetensors::SafetensorsFile::open(
+        &bench.path("begun/checkpoint-3/optimizer.safetensors"),
+    )
+    .unwrap();
+    assert!(moments.metadata().contains(&("steps".to_string(), "9".to_string())), "{:?}", moments.metadata());
+}

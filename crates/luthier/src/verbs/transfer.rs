@@ -46,6 +46,10 @@ pub(super) struct Transfer {
     /// Points on the line, its ends included [default: 5]
     #[arg(long, value_name = "N")]
     points: Option<AtLeast<3>>,
+    /// What becomes of tensors that not all three models have, where the architecture is not known: refuse, base (those of
+    /// NEWBASE are kept, others left out), keep or drop [default: refuse]
+    #[arg(long, value_name = "RULE", value_parser = ["refuse", "base", "keep", "drop"])]
+    unshared: Option<String>,
     /// Replace an existing output
     #[arg(long)]
     #[serde(default)]
@@ -84,9 +88,16 @@ impl Act for Transfer {
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let scale = self.scale.unwrap_or(1.0);
         let recipe = self.recipe(scale)?;
-        let inputs =
-            recipe.places().iter().map(|place| places::input(place)).collect::<anyhow::Result<Vec<_>>>()?;
-        places::check_out(&self.out, self.force, &inputs.iter().collect::<Vec<_>>())?;
+        let mut notes = Vec::new();
+        let inputs = recipe
+            .places()
+            .iter()
+            .map(|place| super::merge::open(place, &mut notes))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        places::check_out(&self.out, self.force, &inputs.iter().flat_map(Input::parts).collect::<Vec<_>>())?;
+        for note in &notes {
+            session.note(note);
+        }
         if is_gguf_name(&self.out) {
             bail!("{}: a transfer writes a folder; convert it afterwards", self.out.display());
         }
@@ -159,6 +170,7 @@ impl Transfer {
             "base_model": self.onto,
             "models": models,
             "parameters": {"normalize": false},
+            "unshared": self.unshared,
         }))?)
     }
 

@@ -3,6 +3,8 @@
 
 mod commands;
 mod doctor;
+mod embed;
+mod grow;
 mod keeping;
 mod kept;
 mod memory;

@@ -82,7 +82,9 @@ fn memory_is_that_of_the_plan_however_many_layers_there_are() {
                 (word, _) => word,
             };
             let arguments: Vec<&str> = verb.iter().enumerate().map(fill).collect();
-            let planned = json(at, &[&arguments[..], &["--plan"]].concat())["memory_bytes"].as_u64().unwrap();
+            let planned = json(at, &[&arguments[..], &["--plan", "--force"]].concat())["memory_bytes"]
+                .as_u64()
+                .unwrap();
             (planned, peak_bytes(at, &[&arguments[..], &["--force", "--json"]].concat()))
         };
         let ((small_plan, small), (large_plan, large)) = (run("small"), run("large"));
