@@ -201,6 +201,10 @@ fn renamed_tensors(
     let wanted: HashMap<&str, &GgufTensor> =
         tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let repeats_embedding = repeats_embedding(&shape, gguf)?;
+    // Files of llama.cpp's own converter hold the norm as the folder has it.
+    let is_plain = |transform: &Transform| {
+        matches!(transform, Transform::ScaleStates { .. }) && !encoder_decoder::is_scaled(gguf)
+    };
     let (mut infos, mut origins) = (Vec::new(), HashMap::new());
     for info in gguf.infos() {
         // The config holds what it says.
@@ -223,10 +227,8 @@ fn renamed_tensors(
             Some((GgufOrigin::Tensor { name, transform }, _)) => {
                 // One of the wrong shape is named by whoever compares it with the config.
                 let own = shapes.get(name.as_str()).copied().filter(|_| fits).unwrap_or(&info.shape);
-                // Files of llama.cpp's own converter hold the norm as the folder has it.
-                let is_plain =
-                    matches!(transform, Transform::ScaleStates { .. }) && !encoder_decoder::is_scaled(gguf);
-                add(name, own, if is_plain { Transform::Keep } else { *transform }, None)?;
+                let transform = if is_plain(transform) { Transform::Keep } else { *transform };
+                add(name, own, transform, None)?;
             }
             Some((GgufOrigin::Stacked { names }, shape)) => {
                 if !fits {

@@ -383,6 +383,16 @@ fn sizes_of_single_layers_that_make_no_sense_are_named() {
             "2 key/value heads do not divide 5 query heads in layer 1",
         ),
         ("llama", json!({"1": {"skip": ["norm"]}}), "expected attention or mlp, found \"norm\""),
+        (
+            "mixtral",
+            json!({"1": {"intermediate_size": 8}}),
+            "config key per_layer_config.1.intermediate_size: layer 1 has experts",
+        ),
+        (
+            "qwen2_moe",
+            json!({"0": {"intermediate_size": 8}, "1": {"intermediate_size": 8}}),
+            "intermediate_size: layer",
+        ),
         ("llama", json!([]), "config key per_layer_config: expected an object"),
         ("t5", json!({"0": {"d_ff": 4}}), "config key per_layer_config: changes the computation"),
         ("encoder-decoder", json!({"0": {}}), "config key per_layer_config: changes the computation"),

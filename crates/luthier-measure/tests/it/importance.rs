@@ -76,6 +76,40 @@ fn layers_that_skip_blocks_are_scored() {
     assert!(!scores.contains_key("heads.model.layers.3.self_attn.o_proj.weight"));
 }
 
+/// Every token goes through k experts, whose shares sum to 1, and whose matrices read it.
+#[test]
+fn experts_are_scored_by_their_shares() {
+    let options = Options { sequence: Aggregation::Mean, batch: Aggregation::Mean, ..OPTIONS };
+    for (name, router, experts, projections, sums_to_one) in [
+        ("mixtral", "block_sparse_moe.gate", "block_sparse_moe.experts", ["w1", "w2"], true),
+        ("qwen2_moe", "mlp.gate", "mlp.experts", ["gate_proj", "down_proj"], false),
+    ] {
+        let model = model(name);
+        let ids: Vec<u32> = (3..33).collect();
+        let calibration = Calibration::of_ids(model.as_ref(), "ids", &ids, options.window).unwrap();
+        let scores = importance(model.as_ref(), &calibration, &options).unwrap();
+        let top_k = model.config()["num_experts_per_tok"].as_u64().unwrap() as f32;
+        let layer = (0..8)
+            .find(|layer| scores.contains_key(&format!("experts.model.layers.{layer}.{router}.weight")));
+        let at = |inner: &str| format!("model.layers.{}.{inner}.weight", layer.unwrap());
+        let shares = &scores[&format!("experts.{}", at(router))];
+        let sum: f32 = shares.iter().sum();
+        assert!(shares.iter().all(|share| *share >= 0.0) && sum <= 1.0 + 1e-5, "{name} {shares:?}");
+        assert!(!sums_to_one || (sum - 1.0).abs() < 1e-5, "{name} {shares:?}");
+        let energy = |key: &str| scores[key].iter().map(|input| input * input).sum::<f32>();
+        let [gate, down] = projections.map(|projection| -> f32 {
+            let of = |expert: usize| {
+                energy(&format!("inputs.{}", at(&format!("{experts}.{expert}.{projection}"))))
+            };
+            (0..shares.len()).map(of).sum()
+        });
+        let wanted = top_k * energy(&format!("inputs.{}", at(router)));
+        assert!((gate - wanted).abs() < 1e-4 * wanted, "{name}: {gate} {wanted}");
+        assert!(down > 0.0);
+        assert!(scores["block_influence.decoder"].iter().all(|influence| *influence > 0.0));
+    }
+}
+
 #[test]
 fn windows_that_do_not_fit_are_refused() {
     let model = model("llama-tied");

@@ -129,12 +129,9 @@ fn is_f32(dtype: Dtype) -> bool {
 /// Whether a matrix sums over its last axis; the others are looked up in.
 fn is_projection(part: Part) -> bool {
     use Part::*;
-    match part {
-        SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head => true,
-        Router | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) => true,
-        SharedRouter | SharedGate | SharedUp | SharedDown => true,
-        _ => false,
-    }
+    let of_experts = part.expert().is_some() || matches!(part, SharedGate | SharedUp | SharedDown);
+    let routes = matches!(part, Router | SharedRouter);
+    of_experts || routes || matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
 }
 
 /// Whether a tensor adds to the residual stream.

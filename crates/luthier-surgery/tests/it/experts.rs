@@ -12,7 +12,7 @@ use crate::models::{config, names, open, write};
 const CONVERT: convert::Options = convert::Options { dtype: None, force: false };
 
 /// Sizes that are all different; `experts` experts, two a token.
-fn with_experts(model_type: &str, experts: usize) -> Map<String, Value> {
+pub(crate) fn with_experts(model_type: &str, experts: usize) -> Map<String, Value> {
     let mut config = config(model_type, 24, 31);
     let keys = json!({
         "num_local_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 10,

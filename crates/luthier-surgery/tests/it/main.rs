@@ -14,6 +14,7 @@ mod merge;
 mod models;
 mod moments;
 mod prune;
+mod prune_experts;
 mod quantize;
 mod quantize_refusals;
 mod sub_model;

@@ -89,15 +89,18 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 
 /// One tiny model of every kind among the golden files: tied and untied heads, biases, grouped keys, norms of heads, windows,
 /// biases by distance, encoder-decoders of one and of two embeddings.
-pub(crate) const GOLDEN: [&str; 11] = [
+pub(crate) const GOLDEN: [&str; 14] = [
     "encoder-decoder",
     "gemma2",
     "llama",
     "llama-tied",
     "mistral",
+    "mixtral",
     "mt5",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "t5",
     "t5-v1_1",
     "t5gemma",

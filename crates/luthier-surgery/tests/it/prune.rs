@@ -34,7 +34,7 @@ fn layout(input: &Input) -> Layout {
 }
 
 /// Writes these vectors as scores of a model.
-fn scores(input: &Input, tensors: BTreeMap<String, Vec<f32>>, path: &Path) -> PathBuf {
+pub(crate) fn scores(input: &Input, tensors: BTreeMap<String, Vec<f32>>, path: &Path) -> PathBuf {
     let settings = ScoreSettings {
         model_sha256: model_sha256(&layout(input), input.checkpoint.tensors.as_ref()).unwrap(),
         text_sha256: "0".repeat(64),
@@ -48,7 +48,7 @@ fn scores(input: &Input, tensors: BTreeMap<String, Vec<f32>>, path: &Path) -> Pa
 }
 
 /// Scores of everything, all different, channels of equal energy.
-fn made_scores(input: &Input, path: &Path) -> PathBuf {
+pub(crate) fn made_scores(input: &Input, path: &Path) -> PathBuf {
     let sizes = luthier_arch::sizes::sizes(&input.checkpoint.config).unwrap();
     let mut tensors = BTreeMap::new();
     let score =
@@ -60,6 +60,9 @@ fn made_scores(input: &Input, path: &Path) -> PathBuf {
             ([Space::Residual], _) => {
                 tensors.insert(format!("channels.{name}"), score(columns, seed));
                 tensors.insert(format!("energy.{name}"), vec![1.0 / columns as f32; columns]);
+            }
+            ([Space::Experts, _], _) => {
+                _ = tensors.insert(format!("experts.{name}"), score(spec.shape[0], seed))
             }
             ([_, Space::Ffn], _) => _ = tensors.insert(format!("neurons.{name}"), score(columns, seed)),
             ([_, Space::Heads], Some(layer)) => {
@@ -77,7 +80,7 @@ fn made_scores(input: &Input, path: &Path) -> PathBuf {
     scores(input, tensors, path)
 }
 
-fn logits(checkpoint: &Checkpoint, ids: &[u32], encoder_ids: Option<&[u32]>) -> Vec<f32> {
+pub(crate) fn logits(checkpoint: &Checkpoint, ids: &[u32], encoder_ids: Option<&[u32]>) -> Vec<f32> {
     let model = load(checkpoint, &LoadOptions { trainable: false, device: Device::Cpu }).unwrap();
     let tokens = |ids: &[u32]| TokenBatch { ids: ids.to_vec(), rows: 1, segments: None };
     let encoded = encoder_ids.map(|ids| model.encode(&tokens(ids)).unwrap());
@@ -85,7 +88,7 @@ fn logits(checkpoint: &Checkpoint, ids: &[u32], encoder_ids: Option<&[u32]>) -> 
     model.logits(&states).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn assert_close(what: &str, came: &[f32], wanted: &[f32]) {
+pub(crate) fn assert_close(what: &str, came: &[f32], wanted: &[f32]) {
     assert_eq!(came.len(), wanted.len(), "{what}");
     let off = came.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
     let largest = wanted.iter().fold(1f32, |largest, value| largest.max(value.abs()));

@@ -38,10 +38,25 @@ fn every_output_is_made_again_from_its_record() {
         &["convert", "adapted", "adapted.gguf"],
         &["quantize", "adapted", "small.gguf", "--to", "Q4_0"],
         &["quantize", "trained", "four", "--to", "nf4", "--double"],
+        &[
+            "upcycle",
+            "trained",
+            "sparse",
+            "--experts",
+            "4",
+            "--top-k",
+            "2",
+            "--shuffle",
+            "--noise",
+            "0.01",
+            "--dtype",
+            "bf16",
+        ],
     ] {
         run(at.path(), arguments);
     }
-    let made = ["f16", "merged", "moved", "trained", "adapted", "adapted.gguf", "small.gguf", "four"];
+    let made =
+        ["f16", "merged", "moved", "trained", "adapted", "adapted.gguf", "small.gguf", "four", "sparse"];
     for model in made {
         let replayed = run(at.path(), &["replay", model]);
         assert_eq!(replayed["same"], true, "{model}: {replayed}");
