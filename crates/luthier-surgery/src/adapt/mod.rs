@@ -232,6 +232,10 @@ fn notes(fills: &[Fill], parents: &[&Input], options: &Options) -> Vec<String> {
         let note = "encoder and decoder differ in width, so that cross-attention is fresh: train it alone first, then all";
         notes.push(note.to_string());
     }
+    if parents.iter().any(|parent| parent.checkpoint.side_file("README.md").is_some()) {
+        let note = "README.md describes the parent and is left out; `luthier card init` writes one of what was made";
+        notes.push(note.to_string());
+    }
     let quantised = |info: &TensorInfo| info.dtype.block().0 > 1;
     let any_quantised = parents.iter().any(|parent| parent.checkpoint.tensors.infos().iter().any(quantised));
     if options.dtype.is_none() && any_quantised {

@@ -144,7 +144,7 @@ fn compare(prepared: &Prepared, made: &Checkpoint, sample: &[u32]) -> Result<(f6
             let wanted = wanted[id as usize];
             let difference = f64::from(wanted - came).abs();
             // Not f64::max, which would let a NaN pass.
-            largest = if difference <= largest { largest } else { difference };
+            largest = if largest.is_nan() || difference <= largest { largest } else { difference };
             scale = scale.max(f64::from(wanted.abs()));
             is_same &= wanted.to_bits() == came.to_bits();
             n_logits += 1;
