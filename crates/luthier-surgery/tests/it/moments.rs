@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use luthier_arch::{LoadOptions, Model, TokenBatch};
+use luthier_arch::{LoadOptions, TokenBatch};
 use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::{Dtype, TensorInfo, TensorSink, TensorSource, values};
 use luthier_ops::cross_entropy::Targets;
@@ -171,9 +171,9 @@ fn old_places_keep_their_gradient_beside_zeros() {
 fn moments_that_are_not_the_models_are_refused() {
     let home = tempfile::tempdir().unwrap();
     let parent = home.path().join("parent");
-    let mut moments = gradients(&golden("llama"));
+    let moments = gradients(&golden("llama"));
     let stack = options(Operation::Stack, Axis::Depth(2));
-    let mut refusal = |moments: &[(String, Vec<f32>)]| {
+    let refusal = |moments: &[(String, Vec<f32>)]| {
         write_vectors(&parent.join("optimizer.safetensors"), moments);
         let before = names(home.path());
         let refused = run(&open(&parent), &home.path().join("out"), &stack).unwrap_err().to_string();
@@ -188,7 +188,6 @@ fn moments_that_are_not_the_models_are_refused() {
     let refused = refusal(&[("model.norm.weight.exp_avg".to_string(), vec![f32::NAN; 40])]);
     assert!(refused.contains("NaN"), "{refused}");
     std::fs::remove_file(parent.join("trainer_state.json")).unwrap();
-    moments.clear();
     let refused = refusal(&[("model.norm.weight.exp_avg".to_string(), vec![1.0; 40])]);
     assert!(refused.contains("trainer_state.json"), "{refused}");
 }
