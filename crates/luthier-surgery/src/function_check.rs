@@ -41,11 +41,10 @@ pub(crate) fn difference(check: &str, wanted: &[f32], came: &[f32]) -> Result<Di
     }
     let differences = wanted.iter().zip(came).map(|(wanted, came)| f64::from(wanted - came).abs());
     // Not f64::max, which would let a NaN pass.
-    let max_abs = differences.fold(0.0f64, |largest, difference| {
-        if largest.is_nan() || difference <= largest { largest } else { difference }
-    });
+    let larger = |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b };
+    let max_abs = differences.fold(0.0, larger);
     let largest = wanted.iter().fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())));
-    let relative = if max_abs == 0.0 { 0.0 } else { max_abs / largest };
+    let relative = if max_abs <= 0.0 { 0.0 } else { max_abs / largest };
     Ok(Difference { max_abs, relative })
 }
 

@@ -233,7 +233,8 @@ fn notes(fills: &[Fill], parents: &[&Input], options: &Options) -> Vec<String> {
         notes.push(note.to_string());
     }
     if parents.iter().any(|parent| parent.checkpoint.side_file("README.md").is_some()) {
-        let note = "README.md describes the parent and is left out; `luthier card init` writes one of what was made";
+        let note =
+            "README.md describes the parent and is left out; `luthier card init` writes one of what was made";
         notes.push(note.to_string());
     }
     let quantised = |info: &TensorInfo| info.dtype.block().0 > 1;

@@ -73,8 +73,7 @@ fn a_folder_comes_back_from_gguf_byte_for_byte() {
                 let changed: Vec<_> =
                     before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
                 assert!(before == after, "{model_type} {folder}: {changed:?}");
-                let difference =
-                    diff::run(&open(&at(folder)).checkpoint, &open(&there).checkpoint).unwrap();
+                let difference = diff::run(&open(&at(folder)).checkpoint, &open(&there).checkpoint).unwrap();
                 assert!(difference.changed.is_empty() && difference.only_in_a.is_empty());
                 // A stack is of one type, and vectors are F32.
                 assert_eq!(difference.identical, folder == "f32", "{model_type} {folder}");

@@ -193,7 +193,9 @@ fn sixteen_bits_are_reported_and_powers_of_two_exact() {
 fn gguf_files_grow_into_folders_and_back() {
     let home = tempfile::tempdir().unwrap();
     for model_type in ["llama", "gemma2"] {
-        let parent = open(&write(&home.path().join(model_type), &config(model_type, 24, 31), Dtype::F32, 3));
+        let mut even = config(model_type, 24, 31);
+        even.insert("num_hidden_layers".to_string(), json!(2));
+        let parent = open(&write(&home.path().join(model_type), &even, Dtype::F32, 3));
         let (file, folder) = (home.path().join(format!("{model_type}.gguf")), home.path().join("folder"));
         for (operation, axis) in [(Operation::Stack, Axis::Depth(2)), (Operation::Split, Axis::Width(2))] {
             let options = Options { force: true, ..options(operation, axis) };
@@ -255,4 +257,15 @@ fn a_function_that_is_not_kept_is_not_written() {
     let parent = open(&write(&home.path().join("parent"), &gemma, Dtype::F32, 3));
     let refused = refusal(home.path(), &parent, &options(Operation::Zero, Axis::Depth(2)));
     assert!(refused.contains("take another --op"), "{refused}");
+}
+
+#[test]
+fn windows_that_a_gguf_file_cannot_say_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    // Three layers, of which the first and the last slide: stacked they no longer alternate.
+    let parent = open(&write(&home.path().join("parent"), &config("gemma2", 24, 31), Dtype::F32, 3));
+    let stack = options(Operation::Stack, Axis::Depth(2));
+    let refused = run(&parent, &home.path().join("out.gguf"), &stack).unwrap_err().to_string();
+    assert!(refused.contains("layer_types"), "{refused}");
+    assert_eq!(names(home.path()), ["parent"]);
 }

@@ -68,7 +68,7 @@ fn every_family_gives_a_model_that_runs() {
     for name in GOLDEN {
         let home = tempfile::tempdir().unwrap();
         let parent = open(&golden(name));
-        let half = options(None, Some("20"), None);
+        let half = options(None, Some("0.5"), None);
         let report = run(&parent, &home.path().join("out"), &half).unwrap();
         assert!(report.parameters.1 < report.parameters.0, "{name}");
         let planned = plan(&parent, &home.path().join("b"), &half).unwrap();
