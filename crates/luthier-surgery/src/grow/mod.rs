@@ -143,7 +143,7 @@ impl Options {
     }
 
     /// What the record says.
-    fn recipe(&self, model: &str, has_moments: bool) -> Value {
+    fn recipe(&self, model: &str) -> Value {
         json!({
             "model": model,
             "op": self.operation.name(),
@@ -151,7 +151,6 @@ impl Options {
             "seed": self.seed,
             "asymmetry": self.asymmetry,
             "dtype": self.dtype.map(Dtype::name),
-            "optimizer_state": has_moments,
         })
     }
 }
@@ -198,7 +197,7 @@ pub fn run(input: &Input, out: &Path, options: &Options) -> Result<Report> {
     let moments = prepared.moments.as_ref().filter(|_| !to_file);
     let job = Job {
         verb: "grow",
-        recipe: options.recipe(&input.label, moments.is_some()),
+        recipe: options.recipe(&input.label),
         seed: Some(options.seed),
         inputs: vec![input],
         origins: prepared.origins.clone(),

@@ -55,7 +55,7 @@ impl Options {
             "model": model,
             "ffn": self.ffn,
             "layers": self.layers,
-            "skipped": self.skipped,
+            "skip": (!self.skipped.is_empty()).then_some(&self.skipped),
             "dims": self.dims,
             "dtype": self.dtype.map(Dtype::name),
         })

@@ -32,6 +32,9 @@ pub(super) struct Slice {
     /// Keep the first N layers; N,M: of encoder and decoder
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     layers: Option<Typed<Numbers>>,
+    /// Leave these layers out, by their numbers from 0, an encoder's first
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    skip: Option<Typed<Places>>,
     /// Keep the first D coordinates of the embedding of a text
     #[arg(long, value_name = "D", allow_negative_numbers = true)]
     dims: Option<AtLeast<1>>,
@@ -71,6 +74,18 @@ impl std::str::FromStr for Numbers {
     }
 }
 
+/// A list of numbers from 0.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Places(Vec<usize>);
+
+impl std::str::FromStr for Places {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Places, String> {
+        sub_model::list(text).map(Places)
+    }
+}
+
 impl Act for Slice {
     const NAME: &'static str = "slice";
     const ABOUT: &'static str = "Cut a sub-model out of a nested one";
@@ -80,13 +95,17 @@ impl Act for Slice {
         match (&self.table, &self.name) {
             (Some(_), None) => return wrong("--table: wanted the row too, --name ROW"),
             (None, Some(_)) => return wrong("--name: wanted the table too, --table FILE"),
-            (Some(_), Some(_)) if self.ffn.is_some() || self.layers.is_some() => {
-                return wrong("--table says widths and layers; leave --ffn and --layers out");
+            (Some(_), Some(_)) if self.ffn.is_some() || self.layers.is_some() || self.skip.is_some() => {
+                return wrong("--table says widths and layers; leave --ffn, --layers and --skip out");
             }
             _ => {}
         }
-        if self.table.is_none() && self.ffn.is_none() && self.layers.is_none() && self.dims.is_none() {
-            return wrong("wanted what to keep: --ffn LIST, --table FILE --name ROW, --layers N, --dims D");
+        let is_nothing =
+            self.ffn.is_none() && self.layers.is_none() && self.skip.is_none() && self.dims.is_none();
+        if self.table.is_none() && is_nothing {
+            return wrong(
+                "wanted what to keep: --ffn LIST, --table FILE --name ROW, --layers N, --skip LIST, --dims D",
+            );
         }
         Ok(())
     }
@@ -110,6 +129,7 @@ impl Slice {
         let options = sub_model::Options {
             ffn: numbers(&self.ffn),
             layers: numbers(&self.layers),
+            skipped: self.skip.as_ref().map(|Typed(Places(list))| list.clone()).unwrap_or_default(),
             dims: self.dims.map(|AtLeast(dims)| dims),
             dtype: self.dtype.map(FloatType::dtype),
             force: self.force,

@@ -29,6 +29,12 @@ fn every_output_is_made_again_from_its_record() {
          sequence_length: 16\nbatch_size: 2\nsteps: 2\noptimizer: {name: adamw, lr_peak: 1.0e-3, betas: [0.9, 0.95], weight_decay: 0.1}\n\
          schedule: {name: constant}\nseed: 3\n",
     );
+    write("text", &"One text to read, and to read again. ".repeat(20));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/qwen3");
+    fs::create_dir(at.path().join("dense")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(golden.join(name), at.path().join("dense").join(name)).unwrap();
+    }
     for arguments in [
         &["convert", "builtin", "f16", "--dtype", "f16"][..],
         &["merge", "m.yaml", "merged"],
@@ -38,25 +44,32 @@ fn every_output_is_made_again_from_its_record() {
         &["convert", "adapted", "adapted.gguf"],
         &["quantize", "adapted", "small.gguf", "--to", "Q4_0"],
         &["quantize", "trained", "four", "--to", "nf4", "--double"],
-        &[
-            "upcycle",
-            "trained",
-            "sparse",
-            "--experts",
-            "4",
-            "--top-k",
-            "2",
-            "--shuffle",
-            "--noise",
-            "0.01",
-            "--dtype",
-            "bf16",
-        ],
+        &["trim-vocab", "trained", "trimmed", "--corpus", "text", "--keep", "1500"],
+        &["score", "trained", "--text", "text", "--out", "scores"],
+        &["prune", "trained", "pruned", "--scores", "scores", "--ffn", "0.5", "--layers", "3"],
+        &["grow", "trained", "grown", "--op", "random", "--depth", "2", "--seed", "5"],
+        &["inherit", "trained", "inherited", "--layers", "3", "--ffn", "96"],
+        &["slice", "trained", "sliced.gguf", "--ffn", "96"],
+        &["upcycle", "dense", "sparse", "--experts", "4", "--top-k", "2", "--shuffle", "--noise", "0.01"],
     ] {
         run(at.path(), arguments);
     }
-    let made =
-        ["f16", "merged", "moved", "trained", "adapted", "adapted.gguf", "small.gguf", "four", "sparse"];
+    let made = [
+        "f16",
+        "merged",
+        "moved",
+        "trained",
+        "adapted",
+        "adapted.gguf",
+        "small.gguf",
+        "four",
+        "trimmed",
+        "pruned",
+        "grown",
+        "inherited",
+        "sliced.gguf",
+        "sparse",
+    ];
     for model in made {
         let replayed = run(at.path(), &["replay", model]);
         assert_eq!(replayed["same"], true, "{model}: {replayed}");
