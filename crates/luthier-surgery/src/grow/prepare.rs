@@ -135,7 +135,7 @@ impl Prepared {
         let grown_moments = moments * times_larger(&self.before, &self.after);
         // Two sets of logits, and what computing one takes.
         let check = parent.max(child) + 4 * 4 * N_TOKENS * fit::vocab_size(&self.after);
-        write.max(check).max(grown_moments) + (16 << 20)
+        write.max(check).max(grown_moments) + (64 << 20)
     }
 }
 

@@ -192,7 +192,9 @@ fn a_first_state_that_is_none_is_refused() {
     // The model of these runs lies nowhere.
     assert!(refused(json!(true), &llama_config()).contains("student/optimizer.safetensors"));
     let place = json!(bench.path("first/checkpoint-3"));
-    assert!(refused(place, &encoder_decoder_config()).contains("another model"));
+    let mut wider = llama_config();
+    wider.insert("intermediate_size".to_string(), json!(44));
+    assert!(refused(place, &wider).contains("another model"));
     let place = json!(bench.path("first/checkpoint-3/config.json"));
     assert!(run(&bench.recipe("second", with(place)), &llama_config()).is_err());
 }
