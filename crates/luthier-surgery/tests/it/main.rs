@@ -15,6 +15,7 @@ mod models;
 mod moments;
 mod prune;
 mod prune_experts;
+mod prune_refusals;
 mod quantize;
 mod quantize_refusals;
 mod sub_model;
