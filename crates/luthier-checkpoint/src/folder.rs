@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::adapter::Adapter;
 use crate::checkpoint::SideFile;
 use crate::gguf::Gguf;
 use crate::safetensors::{SafetensorsFile, ShardedTensors};
@@ -51,8 +52,8 @@ impl Checkpoint {
     /// Opens a folder: config.json, the weights (safetensors or PyTorch's own files), and the small files beside them.
     /// Weights that bitsandbytes has rounded are seen as floats, and the config without the key that says so.
     pub fn open_folder(place: &Path) -> Result<Checkpoint> {
-        let config = read_config(&place.join("config.json"))?;
-        let (config, tensors) = crate::bitsandbytes::restored(config, open_weights(place)?)?;
+        let (config, tensors) = open_stored(place)?;
+        let (config, tensors) = crate::bitsandbytes::restored(config, tensors)?;
         Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files: read_side_files(place)? })
     }
 
@@ -75,6 +76,11 @@ impl Checkpoint {
     }
 }
 
+/// config.json and tensors of a folder as they are stored: the parts of rounded weights each by itself.
+pub fn open_stored(place: &Path) -> Result<(Map<String, Value>, Arc<dyn TensorSource>)> {
+    Ok((read_config(&place.join("config.json"))?, open_weights(place)?))
+}
+
 /// The small files of a folder, which need not hold a model: a tokenizer alone will do.
 pub fn read_side_files(place: &Path) -> Result<Vec<SideFile>> {
     let mut side_files = Vec::new();
@@ -93,8 +99,8 @@ pub fn read_config(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|problem| Error::format(path, format!("wanted a JSON object: {problem}")))
 }
 
-/// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of a folder
-/// config, weights and their index, side files, those that exist; of a GGUF file all its parts; of a
+/// Every file that makes up the model at `place`, in a fixed order: what a lineage records the hashes of. Of an adapter's folder
+/// its two files; of another folder config, weights and their index, side files, those that exist; of a GGUF file all its parts; of a
 /// lone file of PyTorch's also config and side files beside it; else the file itself.
 pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
     if !place.is_dir() {
@@ -109,6 +115,9 @@ pub fn model_files(place: &Path) -> Result<Vec<PathBuf>> {
         let mut files = vec![config, place.to_path_buf()];
         files.extend(side_file_paths(folder)?);
         return Ok(files);
+    }
+    if Adapter::is_adapter(place) && !place.join("config.json").exists() {
+        return Ok(Adapter::files(place));
     }
     let mut files = vec![place.join("config.json")];
     match weights_of(place) {
@@ -147,7 +156,7 @@ pub(crate) fn is_side_file(name: &str) -> bool {
 pub fn is_part_of_model(name: &str) -> bool {
     let endings = [".safetensors", ".bin", ".pt", ".pth", ".index.json"];
     is_side_file(name)
-        || ["config.json", "lineage.json", MORE_TEMPLATES].contains(&name)
+        || ["config.json", "lineage.json", crate::adapter::CONFIG_NAME, MORE_TEMPLATES].contains(&name)
         || endings.iter().any(|ending| name.ends_with(ending))
 }
 

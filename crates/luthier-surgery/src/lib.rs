@@ -1,14 +1,18 @@
 //! Surgery on checkpoints, one verb a file. It works on layouts and roles and names no architecture.
 
 pub mod adapt;
+pub mod adapter_info;
 mod config;
 pub mod convert;
 pub mod diff;
 mod error;
+pub mod extract;
 mod fit;
+pub mod fuse;
 mod fused;
 pub mod info;
 mod input;
+pub mod lora_gguf;
 pub mod merge;
 mod plan;
 pub mod quantize;

@@ -1,11 +1,13 @@
 //! The metrics, one a file.
 
 pub mod bench;
+pub mod divergence;
 pub mod logits;
 pub mod perplexity;
 pub mod prefix_loss;
 
 pub use bench::{Bench, BenchOptions, bench, bench_prompt};
+pub use divergence::{Divergence, divergence};
 pub use logits::{Logits, logits};
 pub use perplexity::{Method, Perplexity, perplexity, perplexity_of_ids};
 pub use prefix_loss::{PrefixLoss, PrefixTarget, prefix_loss};

@@ -17,7 +17,8 @@ use crate::Result;
 use crate::view::find;
 
 const TYPES_KEY: &str = "luthier.types";
-const TENSOR_KEY: &str = "luthier.tensor.";
+/// What stands before a vector's name in the key that remembers it.
+pub(crate) const TENSOR_KEY: &str = "luthier.tensor.";
 
 /// The keys for a file of this content. Types are remembered for vectors alone: that of a matrix was the user's wish.
 pub(super) fn metadata(view: &View) -> Result<Vec<(String, GgufValue)>> {

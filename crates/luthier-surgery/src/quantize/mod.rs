@@ -9,6 +9,7 @@
 mod bitsandbytes;
 mod imatrix;
 mod mix;
+pub(crate) mod parts;
 mod write;
 
 use std::collections::BTreeMap;

@@ -6,6 +6,8 @@ mod adapt;
 mod adapter;
 mod convert;
 mod diff;
+mod extract;
+mod fuse;
 mod info;
 mod merge;
 mod models;

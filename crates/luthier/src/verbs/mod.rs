@@ -10,7 +10,9 @@ mod bench;
 mod convert;
 mod demo;
 mod diff;
+mod extract_adapter;
 mod frontier;
+mod fuse_adapter;
 mod generate;
 mod info;
 mod lineage;
@@ -31,7 +33,9 @@ pub const VERBS: &[Verb] = &[
     verb::<convert::Convert>(),
     verb::<demo::Demo>(),
     verb::<diff::Diff>(),
+    verb::<extract_adapter::ExtractAdapter>(),
     verb::<frontier::Frontier>(),
+    verb::<fuse_adapter::FuseAdapter>(),
     verb::<generate::Generate>(),
     verb::<info::Info>(),
     verb::<lineage::ShowLineage>(),
