@@ -1,11 +1,16 @@
 """Writes golden/adapter: a tiny Llama, LoRA adapters of every kind on it, and what peft merges them to.
 
-Run at the repository's root with peft 0.21.2, torch 2.15.0, transformers 5.23.0: python tools/golden/adapter.py.
+Run at the repository's root with peft 0.21.2, torch 2.15.0, transformers 5.23.0: python tools/golden/adapter.py. plain.gguf, one
+of them in llama.cpp's form, is made by its convert_lora_to_gguf.py where LUTHIER_LLAMA_CPP_SOURCE names a folder of its source
+(llama-cpp-python 0.3.36's archive, vendor/llama.cpp), and kept otherwise.
 """
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,6 +33,7 @@ ADAPTERS = {
     "biases": ("llama", dict(r=2, lora_alpha=4, bias="all", lora_bias=True, target_modules=ATTENTION)),
     "conv": ("gpt2", dict(r=2, lora_alpha=4, fan_in_fan_out=True, target_modules=["c_attn", "c_proj", "c_fc"])),
     "conv_dora": ("gpt2", dict(r=2, lora_alpha=4, fan_in_fan_out=True, use_dora=True, target_modules=["c_attn", "c_fc"])),
+    "conv_kept": ("gpt2", dict(r=2, lora_alpha=4, fan_in_fan_out=True, bias="all", target_modules=["c_attn"], modules_to_save=["ln_1"])),
 }  # fmt: skip
 
 
@@ -41,7 +47,18 @@ def make(kind):
     return GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, n_inner=8, n_positions=16, vocab_size=11))
 
 
+def llama_cpps_form(before):
+    source, file = os.environ.get("LUTHIER_LLAMA_CPP_SOURCE"), FOLDER / "plain.gguf"
+    if source is None:
+        file.write_bytes(before)
+        return
+    script = pathlib.Path(source) / "convert_lora_to_gguf.py"
+    subprocess.run([sys.executable, script, "--base", FOLDER / "llama", "--outfile", file, FOLDER / "plain"], check=True)
+
+
 def main():
+    plain = FOLDER / "plain.gguf"
+    before = plain.read_bytes() if plain.exists() else b""
     shutil.rmtree(FOLDER, ignore_errors=True)
     torch.manual_seed(3)
     for kind in ["llama", "gpt2"]:
@@ -70,6 +87,7 @@ def main():
             if not torch.equal(values, saved[tensor]):
                 expected[f"{name}/{tensor}"] = values.contiguous().clone()
     save_file(expected, FOLDER / "expected.safetensors")
+    llama_cpps_form(before)
 
 
 main()

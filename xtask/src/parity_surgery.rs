@@ -2,6 +2,7 @@
 //!
 //! Slow; each job sets up the Python environment that it needs. What they make lies under target/parity-surgery.
 
+mod adapters;
 mod merge;
 mod quantize;
 mod trim_vocab;
@@ -15,6 +16,7 @@ type Job = (&'static str, &'static str, fn(&Path, &Path) -> Result<Vec<Check>>);
 
 /// Sorted by name.
 const JOBS: &[Job] = &[
+    ("adapters", "adapters fused and extracted, beside peft", adapters::run),
     ("merge", "every method of merge beside mergekit", merge::run),
     (
         "quantize",

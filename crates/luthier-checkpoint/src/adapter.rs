@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 pub use self::config::{AdapterConfig, Bias};
 use crate::safetensors::SafetensorsFile;
 use crate::torch::TorchFile;
@@ -27,6 +29,7 @@ pub const TORCH_WEIGHTS_NAME: &str = "adapter_model.bin";
 pub const PREFIX: &str = "base_model.model.";
 
 /// An adapter, its tensors paired by module. Nothing but headers is read before [`Adapter::delta`].
+#[derive(Clone)]
 pub struct Adapter {
     /// Its folder.
     pub place: PathBuf,
@@ -38,6 +41,8 @@ pub struct Adapter {
     pub modules: BTreeMap<String, Module>,
     /// Weights that replace the base's (`modules_to_save`, `bias`, saved embeddings): name in the base, name in the file.
     pub saved: BTreeMap<String, String>,
+    /// Names in the file that say nothing of their own, and why.
+    pub repeated: Vec<(String, String)>,
     /// What to know: keys of the config that are not known.
     pub notes: Vec<String>,
 }
@@ -121,11 +126,30 @@ impl Adapter {
         } else {
             Arc::new(TorchFile::open(&torch_weights)?)
         };
-        let (modules, saved) = pairs(&config, tensors.infos())?;
+        Adapter::with_config(place, config, notes, tensors)
+    }
+
+    /// The adapter that these keys of an adapter_config.json and these tensors make; both come from `place`.
+    pub fn of_parts(
+        place: &Path,
+        keys: &Map<String, Value>,
+        tensors: Arc<dyn TensorSource>,
+    ) -> Result<Adapter> {
+        let (config, notes) = AdapterConfig::parse(keys).map_err(|what| Error::format(place, what))?;
+        Adapter::with_config(place, config, notes, tensors)
+    }
+
+    fn with_config(
+        place: &Path,
+        config: AdapterConfig,
+        notes: Vec<String>,
+        tensors: Arc<dyn TensorSource>,
+    ) -> Result<Adapter> {
+        let (modules, saved, repeated) = pairs(&config, tensors.as_ref())?;
         if modules.is_empty() && saved.is_empty() {
             return Err(Error::format(place, "holds no pair of lora_A and lora_B, and no other weight"));
         }
-        Ok(Adapter { place: place.to_path_buf(), config, tensors, modules, saved, notes })
+        Ok(Adapter { place: place.to_path_buf(), config, tensors, modules, saved, repeated, notes })
     }
 
     /// The files that it consists of.
@@ -218,15 +242,21 @@ const ENDINGS: &[(&str, &str)] = &[
     ("lora_magnitude_vector.weight", "magnitude"),
 ];
 
+/// By path: pairs, and names of weights that replace the base's; names that say nothing of their own, and why.
+type Paired = (BTreeMap<String, Module>, BTreeMap<String, String>, Vec<(String, String)>);
+
 /// Pairs the tensors of a file.
-fn pairs(
-    config: &AdapterConfig,
-    infos: &[TensorInfo],
-) -> Result<(BTreeMap<String, Module>, BTreeMap<String, String>)> {
+fn pairs(config: &AdapterConfig, tensors: &dyn TensorSource) -> Result<Paired> {
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
-    let mut saved = BTreeMap::new();
-    for info in infos {
+    let mut saved: BTreeMap<String, String> = BTreeMap::new();
+    let mut repeated = Vec::new();
+    for info in tensors.infos() {
         let name = info.name.as_str();
+        // With bias: all peft also writes the biases of modules that modules_to_save replaced, as the base has them.
+        if name.contains(".original_module.") {
+            repeated.push((name.to_string(), "the base's own, which a saved module replaces".to_string()));
+            continue;
+        }
         if !info.dtype.is_float() {
             return Err(Error::tensor(name, format!("holds {}; adapters hold floats", info.dtype)));
         }
@@ -254,14 +284,18 @@ fn pairs(
                 ));
             }
             None => {
-                if saved.insert(path.to_string(), name.to_string()).is_some() {
-                    return Err(Error::tensor(name, "is in the adapter twice"));
+                if let Some(other) = saved.insert(path.to_string(), name.to_string()) {
+                    if tensors.read(&other)?[..] != tensors.read(name)?[..] {
+                        let what = format!("stands for the same weight as {other}, with other values");
+                        return Err(Error::tensor(name, what));
+                    }
+                    repeated.push((other, format!("repeats {name}")));
                 }
             }
         }
     }
     let paired = found.into_iter().map(|(path, found)| Ok((path.clone(), paired(config, &path, &found)?)));
-    Ok((paired.collect::<Result<_>>()?, saved))
+    Ok((paired.collect::<Result<_>>()?, saved, repeated))
 }
 
 /// The module whose tensors those are.

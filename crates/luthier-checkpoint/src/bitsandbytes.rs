@@ -40,7 +40,7 @@ pub struct QuantState {
 }
 
 /// A folder's config and weights as plain floats; both as they are where bitsandbytes did not round them.
-pub(crate) fn restored(
+pub fn restored(
     mut config: Map<String, Value>,
     source: Arc<dyn TensorSource>,
 ) -> Result<(Map<String, Value>, Arc<dyn TensorSource>)> {

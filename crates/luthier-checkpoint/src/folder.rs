@@ -58,8 +58,8 @@ impl Checkpoint {
     /// Opens a folder: config.json, the weights (safetensors or PyTorch's own files), and the small files beside them.
     /// Weights that bitsandbytes has rounded are seen as floats, and the config without the key that says so.
     pub fn open_folder(place: &Path) -> Result<Checkpoint> {
-        let config = read_config(&place.join("config.json"))?;
-        let (config, tensors) = crate::bitsandbytes::restored(config, open_weights(place)?)?;
+        let (config, tensors) = open_stored(place)?;
+        let (config, tensors) = crate::bitsandbytes::restored(config, tensors)?;
         Ok(Checkpoint { place: place.to_path_buf(), config, tensors, side_files: read_side_files(place)? })
     }
 
@@ -80,6 +80,11 @@ impl Checkpoint {
     pub fn side_file(&self, name: &str) -> Option<&[u8]> {
         self.side_files.iter().find(|file| file.name == name).map(|file| file.bytes.as_slice())
     }
+}
+
+/// config.json and tensors of a folder as they are stored: the parts of rounded weights each by itself.
+pub fn open_stored(place: &Path) -> Result<(Map<String, Value>, Arc<dyn TensorSource>)> {
+    Ok((read_config(&place.join("config.json"))?, open_weights(place)?))
 }
 
 /// The small files of a folder, which need not hold a model: a tokenizer alone will do.
@@ -168,7 +173,7 @@ fn is_module_folder(name: &str) -> bool {
 pub fn is_part_of_model(name: &str) -> bool {
     let endings = [".safetensors", ".bin", ".pt", ".pth", ".index.json"];
     is_side_file(name)
-        || ["config.json", "lineage.json", MORE_TEMPLATES].contains(&name)
+        || ["config.json", "lineage.json", crate::adapter::CONFIG_NAME, MORE_TEMPLATES].contains(&name)
         || is_module_folder(name)
         || endings.iter().any(|ending| name.ends_with(ending))
 }

@@ -27,4 +27,5 @@ mod quant_dot;
 pub mod rope;
 pub mod rows;
 mod simd;
+pub mod symmetric;
 pub mod widen;

@@ -46,6 +46,19 @@ pub enum Error {
         /// What came.
         got: String,
     },
+    /// Two models that cannot be compared.
+    #[error(
+        "a vocabulary of {reference} tokens and one of {other} are not compared; take two models of one vocabulary"
+    )]
+    Vocabularies {
+        /// Tokens of the reference.
+        reference: usize,
+        /// Tokens of the other.
+        other: usize,
+    },
+    /// No token to compare models on.
+    #[error("a comparison takes at least one token, the text has none; give a longer text")]
+    NothingToCompare,
     /// The loss is no number.
     #[error(
         "the loss of the tokens from {first_token} on is {value}; the weights are damaged or out of range"

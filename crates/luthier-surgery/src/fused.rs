@@ -34,6 +34,7 @@ struct Fused {
     adapter: Arc<Adapter>,
     infos: Vec<TensorInfo>,
     changes: HashMap<String, Change>,
+    strength: Strength,
     /// Of the tensor that was read last.
     known: Mutex<Option<(String, Arc<Ready>)>>,
 }
@@ -45,12 +46,38 @@ struct Ready {
     of_columns: Option<Vec<f32>>,
 }
 
+/// How far a model goes towards what the adapter makes of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Strength {
+    /// W becomes W + scale * (W' - W); 1 is the adapter as it was trained.
+    pub(crate) scale: f64,
+    /// Whether what changes is f32, whatever the model's type.
+    pub(crate) is_wide: bool,
+}
+
 /// `base` as the adapter makes it, under that label. Refuses an adapter that changes tensors which the base does not have, or
 /// has in another shape.
 pub fn fused(base: Input, adapter_label: &str, label: &str, adapter: Adapter) -> crate::Result<Input> {
+    let strength = Strength { scale: 1.0, is_wide: false };
+    Ok(fused_with(base, adapter_label, label, adapter, strength)?.0)
+}
+
+/// The same at that strength, and the names of the tensors that change.
+pub(crate) fn fused_with(
+    base: Input,
+    adapter_label: &str,
+    label: &str,
+    adapter: Adapter,
+    strength: Strength,
+) -> crate::Result<(Input, HashSet<String>)> {
     let adapter = Arc::new(adapter);
     let source = Arc::clone(&base.checkpoint.tensors);
-    let (changes, unused) = changes(&base, &adapter)?;
+    let (mut changes, mut unused) = changes(&base, &adapter)?;
+    if strength.scale == 0.0 {
+        changes.clear();
+        let all = adapter.tensors.infos().iter();
+        unused = all.map(|info| (1, info.name.clone(), "the scale is 0".to_string())).collect();
+    }
     let mut sources: HashMap<String, Vec<(usize, String)>> = HashMap::new();
     let mut dropped = unused;
     let mut infos = Vec::new();
@@ -59,9 +86,12 @@ pub fn fused(base: Input, adapter_label: &str, label: &str, adapter: Adapter) ->
         let mut dtype = info.dtype;
         if let Some(change) = changes.get(&info.name) {
             if let Some(name) = &change.replacement {
-                dropped.push((0, info.name.clone(), "the adapter brings its own".to_string()));
-                from = vec![(1, name.clone())];
-                dtype = find(adapter.tensors.infos(), name)?.dtype;
+                if strength.scale == 1.0 {
+                    dropped.push((0, info.name.clone(), "the adapter brings its own".to_string()));
+                    from.clear();
+                    dtype = find(adapter.tensors.infos(), name)?.dtype;
+                }
+                from.push((1, name.clone()));
             }
             let module = |path: &Option<String>| path.as_ref().and_then(|path| adapter.modules.get(path));
             if let Some(module) = module(&change.weight_of) {
@@ -69,7 +99,9 @@ pub fn fused(base: Input, adapter_label: &str, label: &str, adapter: Adapter) ->
                 from.extend(names.map(|name| (1, name.to_string())));
             }
             from.extend(module(&change.bias_of).and_then(|module| module.bias.clone()).map(|name| (1, name)));
-            if !matches!(dtype, Dtype::Weights(BlockType::F16 | BlockType::BF16) | Dtype::F64) {
+            if strength.is_wide
+                || !matches!(dtype, Dtype::Weights(BlockType::F16 | BlockType::BF16) | Dtype::F64)
+            {
                 dtype = Dtype::F32;
             }
         }
@@ -94,13 +126,15 @@ pub fn fused(base: Input, adapter_label: &str, label: &str, adapter: Adapter) ->
             ),
         ],
     };
-    let tensors = Arc::new(Fused { source, adapter, infos, changes, known: Mutex::default() });
-    Ok(Input {
+    let changed = changes.keys().cloned().collect();
+    let tensors = Arc::new(Fused { source, adapter, infos, changes, strength, known: Mutex::default() });
+    let input = Input {
         label: label.to_string(),
         checkpoint: Checkpoint { tensors, ..base.checkpoint },
         record: None,
         derived: Some(Arc::new(derived)),
-    })
+    };
+    Ok((input, changed))
 }
 
 /// What becomes of each tensor of the base, and which tensors of the adapter are not needed, and why.
@@ -111,7 +145,8 @@ fn changes(base: &Input, adapter: &Adapter) -> crate::Result<Changes> {
         base.checkpoint.tensors.infos().iter().map(|info| (info.name.as_str(), info)).collect();
     let place = Place::find(&infos, adapter);
     let mut changes: HashMap<String, Change> = HashMap::new();
-    let mut unused = Vec::new();
+    let mut unused: Vec<(usize, String, String)> =
+        adapter.repeated.iter().map(|(name, reason)| (1, name.clone(), reason.clone())).collect();
     for (path, name) in &adapter.saved {
         let target = place.name(path);
         let Some(info) = infos.get(target.as_str()) else {
@@ -154,7 +189,31 @@ fn changes(base: &Input, adapter: &Adapter) -> crate::Result<Changes> {
             changes.entry(target).or_default().bias_of = Some(path.clone());
         }
     }
+    let repeated = tied(base, &changes)?;
+    changes.extend(repeated);
     Ok((changes, unused))
+}
+
+/// What becomes of names under which the base repeats a tied weight: what becomes of the weight. Refuses a change of such a name
+/// alone.
+fn tied(base: &Input, changes: &HashMap<String, Change>) -> crate::Result<Vec<(String, Change)>> {
+    let Ok(layout) = luthier_arch::check_headers(&base.checkpoint) else { return Ok(Vec::new()) };
+    let mut repeated = Vec::new();
+    for tie in &layout.ties {
+        let is_there = base.checkpoint.tensors.infos().iter().any(|info| info.name == tie.name);
+        match (changes.get(&tie.name), changes.get(&tie.target)) {
+            (None, Some(change)) if is_there => repeated.push((tie.name.clone(), change.clone())),
+            (Some(_), None) => {
+                let what = format!(
+                    "the adapter changes it, but {} ties it to {}; untie the base first",
+                    base.label, tie.target
+                );
+                return Err(Error::tensor(&tie.name, what).into());
+            }
+            _ => {}
+        }
+    }
+    Ok(repeated)
 }
 
 fn missing(base: &Input, name: &str, target: &str) -> crate::Error {
@@ -261,11 +320,23 @@ impl Fused {
         if let Some(path) = &change.bias_of
             && let Some(bias) = self.adapter.bias_delta(path)?
         {
-            wide.iter_mut().zip(&bias[range]).for_each(|(value, bias)| *value += bias);
+            let scale = if self.is_sum(change) { self.strength.scale as f32 } else { 1.0 };
+            wide.iter_mut().zip(&bias[range.clone()]).for_each(|(value, bias)| *value += scale * bias);
+        }
+        if !self.is_sum(change) && self.strength.scale != 1.0 {
+            let scale = self.strength.scale as f32;
+            let base = self.before(name, &Change::default(), range)?;
+            wide.iter_mut().zip(&base).for_each(|(value, base)| *value = base + scale * (*value - base));
         }
         let bytes: Vec<u8> = wide.iter().flat_map(|value| value.to_le_bytes()).collect();
         drop(wide);
         Ok(SharedBytes::from_vec(values::cast(name, Dtype::F32, &bytes, info.dtype)?))
+    }
+
+    /// Whether a change only adds, so that its strength is a factor of what is added.
+    fn is_sum(&self, change: &Change) -> bool {
+        let module = change.weight_of.as_ref().and_then(|path| self.adapter.modules.get(path));
+        change.replacement.is_none() && module.is_none_or(|module| module.magnitude.is_none())
     }
 
     /// The values `range` before anything is added, finite.
@@ -307,7 +378,10 @@ impl Fused {
             return Ok(Arc::clone(ready));
         }
         let factors = self.adapter.delta(path, &info.shape)?;
-        let factors = factors.ok_or_else(|| Error::tensor(path, "is no module of the adapter"))?;
+        let mut factors = factors.ok_or_else(|| Error::tensor(path, "is no module of the adapter"))?;
+        if self.is_sum(change) {
+            factors.scale = (f64::from(factors.scale) * self.strength.scale) as f32;
+        }
         let mut ready = Ready { factors, of_columns: None };
         if let Some(Magnitude::Columns(lengths)) = &ready.factors.magnitude {
             let (rows, cols) = (ready.factors.rows, ready.factors.cols);

@@ -1,17 +1,21 @@
 //! Surgery on checkpoints, one verb a file. It works on layouts and roles and names no architecture.
 
 pub mod adapt;
+pub mod adapter_info;
 mod config;
 pub mod convert;
 pub mod diff;
 pub mod doctor;
 mod error;
+pub mod extract;
 mod fit;
 mod function_check;
+pub mod fuse;
 mod fused;
 pub mod grow;
 pub mod info;
 mod input;
+pub mod lora_gguf;
 pub mod merge;
 pub mod model_card;
 pub mod name;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use luthier_checkpoint::adapter::{self, Adapter};
 use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
 use luthier_checkpoint::ledger::InputId;
 use luthier_checkpoint::lineage::Parent;
@@ -129,10 +130,44 @@ pub(crate) fn write_folder(
     job: Job,
     check: impl FnOnce(&Checkpoint) -> Result<Map<String, Value>>,
 ) -> Result<LedgerSummary> {
+    let form = FolderForm { config: "config.json", weights: None };
+    write_form(form, model, out, force, job, |place| check(&Checkpoint::open_folder(place)?))
+}
+
+/// Writes an adapter, given as a model's parts, as a folder in PEFT's form; otherwise as [`write_folder`].
+pub(crate) fn write_adapter(
+    adapter: &Checkpoint,
+    out: &Path,
+    force: bool,
+    job: Job,
+    check: impl FnOnce(&Adapter) -> Result<Map<String, Value>>,
+) -> Result<LedgerSummary> {
+    let form = FolderForm { config: adapter::CONFIG_NAME, weights: Some(adapter::WEIGHTS_NAME) };
+    write_form(form, adapter, out, force, job, |place| check(&Adapter::open(place)?))
+}
+
+/// The names of a folder's files.
+struct FolderForm {
+    config: &'static str,
+    /// The one file of weights; none: as a model's, in shards where it is large.
+    weights: Option<&'static str>,
+}
+
+fn write_form(
+    form: FolderForm,
+    model: &Checkpoint,
+    out: &Path,
+    force: bool,
+    job: Job,
+    check: impl FnOnce(&Path) -> Result<Map<String, Value>>,
+) -> Result<LedgerSummary> {
     let output = Output::folder(out, force, &places(&job))?;
     let infos = model.tensors.infos();
     let metadata = SafetensorsWriter::pt_metadata();
-    let writer = SafetensorsWriter::create(output.path(), infos, &metadata, Some(MAX_SHARD_BYTES))?;
+    let writer = match form.weights {
+        Some(name) => SafetensorsWriter::create_file(&output.path().join(name), infos, &metadata)?,
+        None => SafetensorsWriter::create(output.path(), infos, &metadata, Some(MAX_SHARD_BYTES))?,
+    };
     let mut account = Account::new(&job)?;
     // The inputs' hashes are computed while their tensors are worked on.
     let parents = std::thread::scope(|scope| {
@@ -141,12 +176,12 @@ pub(crate) fn write_folder(
         write_tensors(model.tensors.as_ref(), writer, &mut account, &job.origins)?;
         hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    output.write("config.json", json::to_text(&model.config).as_bytes())?;
+    output.write(form.config, json::to_text(&model.config).as_bytes())?;
     for file in &model.side_files {
         output.write(&file.name, &file.bytes)?;
     }
     let summary = account.finish(infos)?;
-    let measurements = check(&Checkpoint::open_folder(output.path())?)?;
+    let measurements = check(output.path())?;
     let lineage = Lineage { measurements, ..record(&job, parents, summary.clone()) };
     output.write(lineage::LINEAGE_NAME, lineage.to_text().as_bytes())?;
     output.commit()?;
@@ -165,7 +200,7 @@ pub(crate) fn write_gguf(
     write_checked_gguf(view, metadata, out, force, job, measurements, |_| Ok(()))
 }
 
-/// As `write_gguf`; `check` sees the finished file before it gets its name.
+/// As `write_gguf`; `check` sees the finished model before it gets its name.
 pub(crate) fn write_checked_gguf(
     view: &dyn TensorSource,
     metadata: Vec<(String, GgufValue)>,
@@ -174,6 +209,26 @@ pub(crate) fn write_checked_gguf(
     job: Job,
     measurements: Map<String, Value>,
     check: impl FnOnce(&Checkpoint) -> Result<()>,
+) -> Result<LedgerSummary> {
+    write_gguf_checked(view, metadata, out, force, job, measurements, |place| check(&checked_model(place)?))
+}
+
+/// The model at a place, its tensors those that its config asks for.
+pub(crate) fn checked_model(place: &Path) -> Result<Checkpoint> {
+    let written = luthier_arch::open(place)?;
+    luthier_arch::check_headers(&written)?;
+    Ok(written)
+}
+
+/// The same for a file of any kind; `check` sees it before it gets its name.
+pub(crate) fn write_gguf_checked(
+    view: &dyn TensorSource,
+    metadata: Vec<(String, GgufValue)>,
+    out: &Path,
+    force: bool,
+    job: Job,
+    measurements: Map<String, Value>,
+    check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<LedgerSummary> {
     let infos = view.infos();
     let header = Header { metadata, measurements };
@@ -216,7 +271,7 @@ pub(crate) fn stream_gguf(
     force: bool,
     job: &Job,
     mut make: impl FnMut(usize) -> Result<SharedBytes>,
-    check: impl FnOnce(&Checkpoint) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<LedgerSummary> {
     let output = Output::file(out, force, &places(job))?;
     let expected = expected_summary(job, infos)?;
@@ -256,9 +311,7 @@ pub(crate) fn stream_gguf(
     *metadata.last_mut().expect("the lineage is last") = lineage_entry(&lineage);
     writer.replace_metadata(&metadata, infos)?;
     drop(writer);
-    let written = luthier_arch::open(output.path())?;
-    luthier_arch::check_headers(&written)?;
-    check(&written)?;
+    check(output.path())?;
     output.commit()?;
     Ok(summary)
 }

@@ -3,6 +3,7 @@
 
 pub mod bounded;
 pub mod builtin;
+pub mod divergence;
 pub mod dtype;
 pub mod fingerprint;
 pub mod places;

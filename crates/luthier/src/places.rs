@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
 use luthier_arch::{LoadOptions, Model};
+use luthier_checkpoint::adapter::Adapter;
 use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
 use luthier_checkpoint::{Checkpoint, Output, SideFile, folder};
@@ -214,6 +215,42 @@ pub fn about(model: &str, error: luthier_surgery::Error) -> anyhow::Error {
         matches!(error, luthier_surgery::Error::Checkpoint(luthier_checkpoint::Error::Io { .. }));
     let error = anyhow::Error::from(error);
     if is_of_system { error } else { error.context(format!("model {model}")) }
+}
+
+/// Opens an adapter: a folder in PEFT's form, or a GGUF file in llama.cpp's, which is read beside its base.
+pub fn adapter(place: &str, base: Option<&Checkpoint>) -> anyhow::Result<Adapter> {
+    Ok(luthier_surgery::lora_gguf::open(&local_path(place)?, base)?)
+}
+
+/// Whether a place on this machine is an adapter and no model.
+pub fn is_adapter(place: &str) -> anyhow::Result<bool> {
+    let path = Path::new(place);
+    let is_folder = Adapter::is_adapter(path) && !path.join("config.json").exists();
+    Ok(is_folder || luthier_surgery::lora_gguf::is_adapter(path)?)
+}
+
+/// As [`check_out`], for an output that is a folder.
+pub fn check_folder_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
+    check_out(out, force, inputs)?;
+    if is_gguf_name(out) {
+        bail!(
+            "{}: is the name of a GGUF file; wanted a place for a folder, convert it afterwards",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
+/// As [`check_out`], with adapters among what is read.
+pub fn check_out_beside(
+    out: &Path,
+    force: bool,
+    inputs: &[&Input],
+    adapters: &[(String, Adapter)],
+) -> anyhow::Result<()> {
+    check_out(out, force, inputs)?;
+    let places: Vec<&Path> = adapters.iter().map(|(_, adapter)| adapter.place.as_path()).collect();
+    Ok(Output::check(out, !is_gguf_name(out), force, &places)?)
 }
 
 /// Refuses an output that no command could open by its name.

@@ -8,6 +8,7 @@
 //! weights that are not finite or that the wanted type cannot hold, a config that the weights contradict, a tokenizer that
 //! does not fit, a model that llama.cpp would compute otherwise. Example: `luthier convert model.gguf model`.
 
+mod adapter;
 pub(crate) mod card;
 pub(crate) mod gguf;
 mod model_name;
@@ -49,6 +50,8 @@ pub struct Report {
     /// What to know.
     pub notes: Vec<String>,
 }
+
+pub use adapter::{convert as adapter, plan as plan_adapter};
 
 /// What `run` would write, from headers alone.
 pub fn plan(input: &Input, out: &Path, options: &Options) -> Result<Plan> {
@@ -177,10 +180,15 @@ fn fit_again(staged: &Checkpoint, model: &Checkpoint) -> Result<()> {
 fn job<'j>(input: &'j Input, options: &Options, origins: Vec<Origin>) -> Job<'j> {
     Job {
         verb: "convert",
-        recipe: json!({"model": input.label, "dtype": options.dtype.map(Dtype::name)}),
+        recipe: recipe(&input.label, options.dtype, None),
         seed: None,
         inputs: vec![input],
         origins,
         dropped: Vec::new(),
     }
+}
+
+/// What the record says: the verb's own keys.
+fn recipe(model: &str, dtype: Option<Dtype>, base: Option<&str>) -> serde_json::Value {
+    json!({"model": model, "dtype": dtype.map(|dtype| dtype.name().to_ascii_lowercase()), "base": base})
 }

@@ -21,7 +21,7 @@ mod nuslerp;
 mod pairing;
 mod parameters;
 mod passthrough;
-mod prefix;
+pub(crate) mod prefix;
 pub mod recipe;
 mod rows;
 mod sce;

@@ -13,7 +13,7 @@ use crate::view::find;
 
 /// The inputs under the first one's names: where another has more of these names with one prefix put before its own or taken
 /// away, it is seen so. Notes say it.
-pub(super) fn under_one_name(inputs: &[Input], notes: &mut Vec<String>) -> Vec<Input> {
+pub(crate) fn under_one_name(inputs: &[Input], notes: &mut Vec<String>) -> Vec<Input> {
     let wanted: HashSet<&str> = names(&inputs[0]).collect();
     let renamed = inputs.iter().map(|input| {
         let Some((way, count)) = Way::find(&wanted, input) else { return input.clone() };

@@ -139,10 +139,10 @@ fn is_expert(part: Part) -> bool {
 }
 
 /// A weight that is rounded.
-struct Rounded {
-    info: TensorInfo,
+pub(super) struct Rounded {
+    pub(super) info: TensorInfo,
     /// What is added to rounded scales, once it is known.
-    offset: Option<f32>,
+    pub(super) offset: Option<f32>,
 }
 
 /// The parts of a rounded weight, by name.
@@ -213,12 +213,7 @@ impl View {
         for at in 0..self.rounded.len() {
             let info = self.rounded[at].info.clone();
             let bytes = self.source.read_unchecked(&info.name)?;
-            let n_values: usize = info.shape.iter().product();
-            let mut scales = vec![0f32; n_values.div_ceil(BLOCK_LEN)];
-            kernels::scales_4bit((block_type(&info)?, &bytes), &mut scales)
-                .map_err(|unfit| refused(&info, unfit))?;
-            let sum: f64 = scales.iter().map(|scale| f64::from(*scale)).sum();
-            self.rounded[at].offset = Some((sum / scales.len().max(1) as f64) as f32);
+            self.rounded[at].offset = Some(mean_scale((block_type(&info)?, &bytes), &info)?);
         }
         self.list()
     }
@@ -274,8 +269,20 @@ impl TensorSource for View {
     }
 }
 
+/// The mean of a 4-bit weight's scales, which is taken from them before they are rounded too.
+pub(super) fn mean_scale(
+    source: (luthier_kernels::blocks::BlockType, &[u8]),
+    info: &TensorInfo,
+) -> Result<f32> {
+    let n_values: usize = info.shape.iter().product();
+    let mut scales = vec![0f32; n_values.div_ceil(BLOCK_LEN)];
+    kernels::scales_4bit(source, &mut scales).map_err(|unfit| refused(info, unfit))?;
+    let sum: f64 = scales.iter().map(|scale| f64::from(*scale)).sum();
+    Ok((sum / scales.len().max(1) as f64) as f32)
+}
+
 /// Names, types and shapes of a rounded weight's parts.
-fn part_infos(scheme: Scheme, rounded: &Rounded) -> Result<Vec<TensorInfo>> {
+pub(super) fn part_infos(scheme: Scheme, rounded: &Rounded) -> Result<Vec<TensorInfo>> {
     let weight = &rounded.info;
     let info =
         |name: String, dtype: Dtype, shape: &[usize]| TensorInfo { name, dtype, shape: shape.to_vec() };
@@ -322,7 +329,7 @@ fn state(scheme: Scheme, rounded: &Rounded) -> Result<QuantState> {
 }
 
 /// The bytes of a 4-bit weight's parts, in the order of [`part_infos`].
-fn four_bits(
+pub(super) fn four_bits(
     levels: Levels,
     source: (luthier_kernels::blocks::BlockType, &[u8]),
     rounded: &Rounded,
@@ -345,7 +352,10 @@ fn four_bits(
 }
 
 /// The bytes of an int8 weight's parts.
-fn int8(source: (luthier_kernels::blocks::BlockType, &[u8]), info: &TensorInfo) -> Result<Vec<Vec<u8>>> {
+pub(super) fn int8(
+    source: (luthier_kernels::blocks::BlockType, &[u8]),
+    info: &TensorInfo,
+) -> Result<Vec<Vec<u8>>> {
     let (rows, columns) = (info.shape[0], info.shape[1]);
     let mut codes = vec![0u8; rows * columns];
     let mut scales = vec![0f32; rows];

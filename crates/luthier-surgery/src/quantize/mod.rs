@@ -10,6 +10,7 @@ mod allocation;
 mod bitsandbytes;
 mod imatrix;
 mod mix;
+pub(crate) mod parts;
 mod target_size;
 mod write;
 

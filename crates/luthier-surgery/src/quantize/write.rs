@@ -10,7 +10,7 @@ use luthier_kernels::bytes::SharedBytes;
 
 use super::{Job, block_type};
 use crate::convert::gguf::FILE_TYPE_KEY;
-use crate::writing::{self, Header, Origin, stream_gguf};
+use crate::writing::{self, Header, Origin, checked_model, stream_gguf};
 use crate::{Error, Result};
 
 /// The version of ggml's quantised layouts.
@@ -22,7 +22,9 @@ pub(super) fn write(job: &Job, out: &Path, force: bool) -> Result<LedgerSummary>
         let (source, info) = (&source[at], &job.infos[at]);
         rounded(job, source, info, job.assembled.read_unchecked(&info.name)?)
     };
-    stream_gguf(header(job)?, &job.infos, out, force, &record(job), make, |_| Ok(()))
+    stream_gguf(header(job)?, &job.infos, out, force, &record(job), make, |place| {
+        checked_model(place).map(drop)
+    })
 }
 
 /// Length of the file that [`write`] makes, to the byte.

@@ -30,7 +30,7 @@ fn with_adapter(name: &str) -> Input {
 fn every_kind_of_adapter_gives_pefts_values() {
     let expected = SafetensorsFile::open(&golden().join("expected.safetensors")).unwrap();
     let mut seen = HashSet::new();
-    for name in ["plain", "patterns", "dora", "embedding", "biases", "conv", "conv_dora"] {
+    for name in ["plain", "patterns", "dora", "embedding", "biases", "conv", "conv_dora", "conv_kept"] {
         let input = with_adapter(name);
         let tensors = &input.checkpoint.tensors;
         for info in tensors.infos() {

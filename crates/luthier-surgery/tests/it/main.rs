@@ -7,6 +7,8 @@ mod adapter;
 mod convert;
 mod diff;
 mod experts;
+mod extract;
+mod fuse;
 mod grow;
 mod info;
 mod inherit;

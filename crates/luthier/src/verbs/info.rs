@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Context;
+use luthier_surgery::adapter_info::{self, AdapterInfo};
 use luthier_surgery::info::{self, Info as Facts};
 use serde::Deserialize;
 
@@ -10,7 +11,7 @@ use super::Act;
 use crate::session::{Report, Session};
 use crate::{builtin, places};
 
-/// Describes a model from its headers and small files alone: sizes, types, tokenizer, every tensor.
+/// Describes a model from its headers and small files alone: sizes, types, tokenizer, every tensor; or a LoRA adapter.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Info {
@@ -23,6 +24,12 @@ impl Act for Info {
     const ABOUT: &'static str = "Describe a model: sizes, types, tokenizer, tensors";
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
+        if places::is_adapter(&self.model)? {
+            let adapter =
+                places::adapter(&self.model, None).with_context(|| format!("adapter {}", self.model))?;
+            let facts = adapter_info::run(&adapter);
+            return Ok(Report { json: serde_json::to_value(&facts)?, text: adapter_words(&facts) });
+        }
         let facts = places::open(&self.model).and_then(|checkpoint| Ok(info::run(&checkpoint)?));
         let mut facts = facts.with_context(|| format!("model {}", self.model))?;
         if self.model == builtin::NAME {
@@ -66,6 +73,41 @@ fn words(facts: &Facts) -> String {
     }
     for key in &facts.unknown_config_keys {
         let _ = writeln!(text, "config key {key} is not read by this architecture");
+    }
+    text
+}
+
+/// The modules, and below them what they come to.
+fn adapter_words(facts: &AdapterInfo) -> String {
+    let mut text = String::new();
+    let width = facts.modules.iter().map(|module| module.path.len()).max().unwrap_or(0);
+    for module in &facts.modules {
+        let _ = writeln!(
+            text,
+            "{:<width$}  rank {}, scale {}, {} to {}",
+            module.path, module.rank, module.scale, module.n_in, module.n_out
+        );
+    }
+    for name in &facts.saved {
+        let _ = writeln!(text, "{name:<width$}  whole");
+    }
+    let kind = match (facts.use_rslora, facts.use_dora) {
+        (false, false) => "",
+        (true, false) => ", rsLoRA",
+        (false, true) => ", DoRA",
+        (true, true) => ", rsLoRA, DoRA",
+    };
+    let base = facts.base_model.as_deref().unwrap_or("-");
+    let _ = writeln!(
+        text,
+        "\nadapter         {}{kind}, rank {}, alpha {}",
+        facts.peft_type, facts.rank, facts.alpha
+    );
+    let _ = writeln!(text, "base            {base}");
+    let _ = writeln!(text, "parameters      {}", facts.parameters);
+    let _ = writeln!(text, "tensors         {:.1} MB", facts.size_bytes as f64 / 1e6);
+    for note in &facts.notes {
+        let _ = writeln!(text, "{note}");
     }
     text
 }

@@ -13,7 +13,9 @@ mod demo;
 mod diff;
 mod doctor;
 mod embed;
+mod extract_adapter;
 mod frontier;
+mod fuse_adapter;
 mod generate;
 mod grow;
 mod info;
@@ -47,7 +49,9 @@ pub const VERBS: &[Verb] = &[
     verb::<diff::Diff>(),
     verb::<doctor::Doctor>(),
     verb::<embed::Embed>(),
+    verb::<extract_adapter::ExtractAdapter>(),
     verb::<frontier::Frontier>(),
+    verb::<fuse_adapter::FuseAdapter>(),
     verb::<generate::Generate>(),
     verb::<grow::Grow>(),
     verb::<info::Info>(),

@@ -1,6 +1,7 @@
 //! The program as its users run it: arguments in, exit code, standard output and files out.
 #![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
+mod adapters;
 mod commands;
 mod doctor;
 mod embed;

@@ -12,10 +12,24 @@ use crate::{command, files, json};
 const KILLS: u32 = 7;
 
 /// Verbs with their arguments, OUT the one that begins with `out`. `a` and `b` are the built-in model, `b` in f32.
-const VERBS: [&[&str]; 10] = [
+const VERBS: [&[&str]; 13] = [
     &["adapt", "a", "out"],
     &["convert", "a", "out.gguf"],
     &["grow", "a", "out", "--op", "zero", "--depth", "2"],
+    &[
+        "extract-adapter",
+        "--base",
+        "a",
+        "--tuned",
+        "t",
+        "out",
+        "--energy",
+        "1",
+        "--embeddings=full",
+        "--norms",
+    ],
+    &["fuse-adapter", "a", "l", "out"],
+    &["fuse-adapter", "q.gguf", "l", "out.gguf"],
     &["merge", "ties.yaml", "out"],
     &["prune", "a", "out", "--scores", "scores", "--ffn", "0.5", "--layers", "0.5"],
     &["quantize", "a", "out.gguf", "--to", "Q4_K_M"],
@@ -34,6 +48,15 @@ fn with_inputs() -> tempfile::TempDir {
     let recipe =
         "merge_method: ties\nbase_model: a\nmodels:\n  - {model: b, parameters: {weight: 1, density: 0.5}}\n";
     std::fs::write(at.path().join("ties.yaml"), recipe).unwrap();
+    // A model of other weights everywhere, an adapter that leads there, and a base in few bits.
+    let more = "merge_method: linear\nmodels:\n  - {model: b, parameters: {weight: 1.01}}\nparameters: {normalize: false}\n";
+    std::fs::write(at.path().join("more.yaml"), more).unwrap();
+    json(at.path(), &["merge", "more.yaml", "t"]);
+    json(
+        at.path(),
+        &["extract-adapter", "--base", "a", "--tuned", "t", "l", "--rank", "4", "--embeddings", "--norms"],
+    );
+    json(at.path(), &["quantize", "a", "q.gguf", "--to", "Q8_0"]);
     at
 }
 
