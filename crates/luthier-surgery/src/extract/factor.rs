@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(by(Size::Energy(share - 1e-6)).rank, 1);
         assert_eq!(by(Size::Energy(share + 1e-6)).rank, 2);
         assert_eq!(by(Size::Energy(1.0 - 1e-9)).rank, 3);
-        assert!(factor("x", &vec![0.0; 6], [2, 3], Size::Rank(2), Dtype::F32).unwrap().is_none());
+        assert!(factor("x", &[0.0; 6], [2, 3], Size::Rank(2), Dtype::F32).unwrap().is_none());
     }
 
     #[test]

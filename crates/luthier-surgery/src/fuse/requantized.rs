@@ -17,6 +17,9 @@ use crate::quantize::parts::{self, Weight};
 use crate::view::find;
 use crate::writing::Origin;
 
+/// Tensors that one matrix becomes, with their bytes.
+type Parts = Vec<(TensorInfo, SharedBytes)>;
+
 /// The folder's tensors as they are stored.
 pub(super) struct Requantized {
     /// config.json as it stands.
@@ -31,7 +34,7 @@ pub(super) struct Requantized {
     /// By stored name: the number of the weight that it is a part of.
     numbers: HashMap<String, usize>,
     infos: Vec<TensorInfo>,
-    latest: Mutex<Option<(usize, Vec<(TensorInfo, SharedBytes)>)>>,
+    latest: Mutex<Option<(usize, Parts)>>,
 }
 
 impl Requantized {

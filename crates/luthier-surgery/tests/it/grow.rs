@@ -4,6 +4,7 @@ use std::path::Path;
 
 use luthier_checkpoint::{Dtype, Lineage};
 use luthier_surgery::Input;
+use luthier_surgery::diff::ValueDifference;
 use luthier_surgery::grow::{Axis, Operation, Options, plan, run};
 use serde_json::json;
 
@@ -203,7 +204,10 @@ fn gguf_files_grow_into_folders_and_back() {
             run(&parent, &folder, &options).unwrap();
             let (a, b) = (luthier_arch::open(&file).unwrap(), luthier_arch::open(&folder).unwrap());
             let difference = luthier_surgery::diff::run(&a, &b).unwrap();
-            assert!(difference.changed.is_empty() && difference.shapes.is_empty(), "{difference:?}");
+            // 1 is added to Gemma's norms in the file, which rounds.
+            let is_rounding = |one: &ValueDifference| one.relative_l2.is_some_and(|relative| relative < 1e-6);
+            let is_close = difference.changed.iter().all(is_rounding);
+            assert!(is_close && difference.shapes.is_empty(), "{difference:?}");
             let planned = plan(&parent, &file, &options).unwrap();
             assert!(planned.memory_bytes > planned.size_bytes);
         }
