@@ -7,5 +7,6 @@ mod behaviour;
 mod bert;
 mod gguf;
 mod golden;
+mod layer_refusals;
 mod refusals;
 mod source;
