@@ -16,8 +16,11 @@ use crate::{Error, Result};
 
 const UNEVEN_LLAMA: &str = "deci";
 
-/// The key, its config key, and the size of a layer.
-pub(super) const SIZES: [(&str, &str, fn(&LayerShape) -> usize); 3] = [
+/// A key, its config key, and the size of a layer.
+type Size = (&'static str, &'static str, fn(&LayerShape) -> usize);
+
+/// The sizes that files hold.
+pub(super) const SIZES: [Size; 3] = [
     ("feed_forward_length", "intermediate_size", |layer| {
         if layer.skips.feed_forward { 0 } else { layer.feed_forward.inner }
     }),

@@ -11,7 +11,7 @@ use crate::golden::{assert_close, model, values};
 use crate::source::golden_config;
 
 const NAMES: &[&str] =
-    &["encoder-decoder", "gemma2", "llama", "llama-tied", "mistral", "qwen2", "qwen3", "t5gemma"];
+    &["encoder-decoder", "gemma2", "llama", "llama-tied", "mistral", "qwen2", "qwen3", "t5gemma", "uneven"];
 
 const PADDING: u32 = u32::MAX;
 

@@ -63,7 +63,9 @@ fn run(checkpoint: &Checkpoint) -> Vec<f32> {
 #[test]
 fn written_and_read_back_computes_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "t5gemma", "encoder-decoder"] {
+    for name in
+        ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma2", "t5gemma", "encoder-decoder", "uneven"]
+    {
         let parent = golden(name);
         let path = folder.path().join(format!("{name}.gguf"));
         write(&path, &parent, true);
@@ -77,7 +79,7 @@ fn written_and_read_back_computes_the_same() {
 #[test]
 fn metadata_alone_is_enough() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["llama", "llama-tied", "qwen3", "gemma2"] {
+    for name in ["llama", "llama-tied", "qwen3", "gemma2", "uneven"] {
         let parent = golden(name);
         let path = folder.path().join(format!("{name}.gguf"));
         write(&path, &parent, false);
@@ -256,4 +258,28 @@ fn metadata_that_lies_is_refused() {
         Some(GgufValue::String("{".to_string())),
         "config key luthier.config: expected a JSON object",
     );
+}
+
+/// llama.cpp builds layers one by one for deci alone, and not all that a config can say.
+#[test]
+fn uneven_layers_are_written_as_deci_or_refused() {
+    let config = golden_config("uneven");
+    let metadata = plan(&config).unwrap().metadata;
+    let get = |key: &str| &metadata.iter().find(|(name, _)| name == key).unwrap().1;
+    assert_eq!(get("general.architecture").as_str(), Some("deci"));
+    assert_eq!(get("deci.feed_forward_length").as_numbers().unwrap(), [40.0, 28.0, 40.0, 40.0, 12.0]);
+    assert_eq!(get("deci.attention.head_count").as_numbers().unwrap(), [6.0, 6.0, 3.0, 0.0, 6.0]);
+    assert_eq!(get("deci.attention.head_count_kv").as_numbers().unwrap(), [2.0, 2.0, 1.0, 0.0, 3.0]);
+    for (model_type, own, wanted) in [
+        ("llama", json!({"0": {"skip": ["attention"]}}), "first layer has attention"),
+        ("llama", json!({"4": {"skip": ["mlp", "attention"]}}), "last one a feed-forward block"),
+        ("llama", json!({"1": {"skip": ["mlp"]}}), "cannot skip mlp alone"),
+        ("qwen3", json!({"1": {"intermediate_size": 8}}), "all layers are alike"),
+    ] {
+        let mut config = config.clone();
+        config["model_type"] = json!(model_type);
+        config["per_layer_config"] = own;
+        let error = plan(&config).err().unwrap().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 }

@@ -124,6 +124,11 @@ fn qwen3_equals_reference() {
 }
 
 #[test]
+fn llama_of_uneven_layers_equals_reference() {
+    check("uneven");
+}
+
+#[test]
 fn t5_equals_reference() {
     check("t5");
     check("t5-v1_1");

@@ -1,6 +1,7 @@
 //! Tests of the metrics over a small model.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod importance;
 mod perplexity;
 mod report;
 mod speed;

@@ -1,4 +1,8 @@
-//! What a cut loses by the scores, on one scale for all axes: the part of the squared activations that is gone.
+//! What a cut loses by the scores, on one scale for all axes: about so many nats of a token before any retraining.
+//!
+//! Each axis loses the part of its squared activations (of layers: of block influence) that is gone, times how much that
+//! part costs. The prices were measured one axis at a time on SmolLM2-135M, scored on 50,196 tokens of one novel: 24 of 30
+//! layers 0.80 nats more, hidden 512 of 576 0.75 (384: 2.9), ffn 1216 of 1536 0.27, 2 of 3 groups 0.41, 6 of 9 heads 1.44.
 
 use luthier_arch::sizes::{ModelSizes, StackSizes};
 use luthier_checkpoint::layout::{Layout, Part, Projection, Role};
@@ -6,6 +10,12 @@ use luthier_checkpoint::layout::{Layout, Part, Projection, Role};
 use super::keep::{highest, shares_channels};
 use super::scored::Scored;
 use crate::Result;
+
+const LAYERS_NATS: f64 = 13.0;
+const HIDDEN_NATS: f64 = 23.0;
+const FFN_NATS: f64 = 4.0;
+const GROUPS_NATS: f64 = 2.0;
+const HEADS_NATS: f64 = 7.0;
 
 /// Losses of cuts of one model.
 pub(super) struct Losses<'l> {
@@ -25,7 +35,7 @@ impl<'l> Losses<'l> {
         for (stack, kept) in self.sizes.stacks.iter().zip(kept) {
             if kept.len() < stack.layers.len() {
                 let influence = self.scored.influence(stack.kind, stack.layers.len())?;
-                loss += gone(&influence, kept);
+                loss += LAYERS_NATS * gone(&influence, kept);
             }
         }
         Ok(loss)
@@ -48,7 +58,7 @@ impl<'l> Losses<'l> {
                 let scores = self.scored.channels(self.layout, from.kind, &layers, from.width)?;
                 sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score);
             }
-            loss += lost(&sums, *width);
+            loss += HIDDEN_NATS * lost(&sums, *width);
         }
         Ok(loss)
     }
@@ -60,7 +70,7 @@ impl<'l> Losses<'l> {
             loss += mean_over_layers(stack, |layer, role| {
                 let before = stack.layers[layer].inner.filter(|before| before > inner);
                 let scores = |before: usize| self.scored.neurons(self.layout, role(Part::Down), before);
-                before.map_or(Ok(0.0), |before| Ok(lost(&scores(before)?, *inner)))
+                before.map_or(Ok(0.0), |before| Ok(FFN_NATS * lost(&scores(before)?, *inner)))
             })?;
         }
         Ok(loss)
@@ -79,7 +89,8 @@ impl<'l> Losses<'l> {
                 let in_groups: f64 =
                     heads.chunks(before.query / before.kv).map(|heads| lost(heads, query / kv)).sum::<f64>()
                         / before.kv as f64;
-                Ok(if *kv < before.kv { lost(&groups, *kv) } else { 0.0 } + in_groups)
+                let of_groups = if *kv < before.kv { lost(&groups, *kv) } else { 0.0 };
+                Ok(GROUPS_NATS * of_groups + HEADS_NATS * in_groups)
             })?;
         }
         Ok(loss)

@@ -65,6 +65,9 @@ pub struct Candidate {
     pub loss: f64,
 }
 
+/// A shape that fits, and what it is made of.
+pub(super) type Found = (Candidate, Vec<StackShape>);
+
 /// What a search works on.
 pub(super) struct Search<'s> {
     pub(super) layout: &'s Layout,
@@ -81,7 +84,7 @@ pub(super) struct Search<'s> {
 
 impl Search<'_> {
     /// Candidates that fit, the best first, with their shapes; refuses where none does.
-    pub(super) fn run(&self) -> Result<(Vec<(Candidate, Vec<StackShape>)>, Vec<String>)> {
+    pub(super) fn run(&self) -> Result<(Vec<Found>, Vec<String>)> {
         let mut notes = Vec::new();
         for limits in [(WIDTH_KEPT_MIN, DEPTH_KEPT_MIN), (0.0, 0.0)] {
             let mut found = self.candidates(limits)?;
@@ -108,7 +111,7 @@ impl Search<'_> {
         )))
     }
 
-    fn candidates(&self, limits: (f64, f64)) -> Result<Vec<(Candidate, Vec<StackShape>)>> {
+    fn candidates(&self, limits: (f64, f64)) -> Result<Vec<Found>> {
         let axes = Axes::new(self, limits)?;
         let mut found = Vec::new();
         for layers in &axes.layers {
@@ -135,7 +138,7 @@ impl Search<'_> {
 }
 
 /// The candidates to report.
-pub(super) fn reported(found: &[(Candidate, Vec<StackShape>)]) -> Vec<Candidate> {
+pub(super) fn reported(found: &[Found]) -> Vec<Candidate> {
     found.iter().take(REPORTED).map(|(candidate, _)| candidate.clone()).collect()
 }
 

@@ -11,5 +11,6 @@ mod inherit;
 mod merge;
 mod models;
 mod moments;
+mod prune;
 mod quantize;
 mod sub_model;

@@ -12,11 +12,12 @@ use crate::{command, files, json};
 const KILLS: u32 = 7;
 
 /// Verbs with their arguments, OUT the one that begins with `out`. `a` and `b` are the built-in model, `b` in f32.
-const VERBS: [&[&str]; 8] = [
+const VERBS: [&[&str]; 9] = [
     &["adapt", "a", "out"],
     &["convert", "a", "out.gguf"],
     &["grow", "a", "out", "--op", "zero", "--depth", "2"],
     &["merge", "ties.yaml", "out"],
+    &["prune", "a", "out", "--scores", "scores", "--ffn", "0.5", "--layers", "0.5"],
     &["quantize", "a", "out.gguf", "--to", "Q4_K_M"],
     &["quantize", "a", "out", "--to", "nf4"],
     &["slice", "a", "out", "--ffn", "16"],
@@ -27,6 +28,8 @@ fn with_inputs() -> tempfile::TempDir {
     let at = tempdir().unwrap();
     json(at.path(), &["convert", "builtin", "a"]);
     json(at.path(), &["convert", "builtin", "b", "--dtype", "f32"]);
+    std::fs::write(at.path().join("text"), "One text to read, and to read again. ".repeat(8)).unwrap();
+    json(at.path(), &["score", "a", "--text", "text", "--out", "scores"]);
     let recipe =
         "merge_method: ties\nbase_model: a\nmodels:\n  - {model: b, parameters: {weight: 1, density: 0.5}}\n";
     std::fs::write(at.path().join("ties.yaml"), recipe).unwrap();
