@@ -17,6 +17,7 @@ mod cut;
 pub mod inherit;
 mod keep;
 mod losses;
+mod made;
 mod prepare;
 mod scored;
 mod search;
