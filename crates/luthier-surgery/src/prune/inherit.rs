@@ -59,8 +59,8 @@ impl Options {
 
     fn recipe(&self, model: &str) -> Value {
         let mut recipe = json!({ "model": model });
-        for (axis, amount) in self.targets().targets.named() {
-            recipe[axis] = json!(amount);
+        for (axis, amounts) in [("layers", &self.layers), ("ffn", &self.ffn), ("hidden", &self.hidden)] {
+            recipe[axis] = json!(amounts.as_ref().map(Amounts::text));
         }
         recipe["scores"] = json!(self.scores);
         recipe["dtype"] = json!(self.dtype.map(Dtype::name));

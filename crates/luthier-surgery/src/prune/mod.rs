@@ -25,6 +25,8 @@ mod slice;
 mod sparse;
 pub mod sub_model;
 mod table;
+mod tensors;
+mod trial;
 mod uneven;
 mod view;
 mod without;
@@ -45,7 +47,11 @@ pub use amount::{Amount, Amounts};
 pub use search::{Budget, Candidate, Divisors};
 pub use shape::Targets;
 pub use sparse::{Criterion, Sparse, Sparsity};
+pub use trial::{TrialCut, trial_cuts};
 pub use without::without_layer;
+
+/// Why a layer goes.
+const REASON: &str = "its layer has a low block influence";
 
 /// How a model is pruned.
 #[derive(Clone, Debug, Default)]
@@ -68,35 +74,43 @@ pub struct Options {
     pub dtype: Option<Dtype>,
     /// Whether an existing output is replaced.
     pub force: bool,
+    /// The text that the result was measured on.
+    pub text: Option<PathBuf>,
     /// What was measured of the result.
     pub measurements: Map<String, Value>,
 }
 
 impl Options {
-    /// What the record says.
+    /// What the record says: the verb's own keys.
     fn recipe(&self, model: &str) -> Value {
         let mut recipe = json!({ "model": model });
-        for (axis, amount) in self.targets.named() {
+        for (axis, amount) in self.targets.by_axis() {
             recipe[axis] = json!(amount);
         }
-        match self.budget {
-            Some(Budget::Parameters(limit)) => recipe["params"] = json!(limit),
-            Some(Budget::Memory(limit)) => recipe["memory"] = json!(limit),
-            None => {}
-        }
+        let (params, memory) = match self.budget {
+            Some(Budget::Parameters(limit)) => (Some(limit), None),
+            Some(Budget::Memory(limit)) => (None, Some(limit)),
+            None => (None, None),
+        };
+        recipe["params"] = json!(params);
+        recipe["memory"] = json!(memory);
         let Divisors { hidden, ffn, layers } = self.divisors;
         for (key, divisor) in [("hidden_divisor", hidden), ("ffn_divisor", ffn), ("layers_divisor", layers)] {
-            if let Some(divisor) = divisor {
-                recipe[key] = json!(divisor);
-            }
+            recipe[key] = json!(divisor);
         }
-        if let Some(Sparsity { amount, by }) = self.sparsity {
-            recipe["sparse"] = json!(amount.name());
-            recipe["by"] = json!(by.name());
-        }
+        let amount = self.sparsity.map(|sparsity| sparsity.amount);
+        let (share, pattern) = match amount {
+            Some(Sparse::Share(share)) => (Some(share), None),
+            Some(pattern) => (None, Some(pattern.name())),
+            None => (None, None),
+        };
+        recipe["sparsity"] = json!(share);
+        recipe["pattern"] = json!(pattern);
+        recipe["by"] = json!(self.sparsity.map(|sparsity| sparsity.by.name()));
         recipe["scores"] = json!(self.scores);
         recipe["uneven"] = json!(self.uneven);
         recipe["random"] = json!(self.random);
+        recipe["text"] = json!(self.text);
         recipe["dtype"] = json!(self.dtype.map(Dtype::name));
         recipe
     }

@@ -105,6 +105,20 @@ impl Scored {
             / energy.iter().sum::<f64>().max(f64::MIN_POSITIVE))
     }
 
+    /// Trial cuts of an axis: the part of its scores that was gone, and nats of a token more; in order. None where scores
+    /// are drawn: their parts are others.
+    pub(super) fn trials(&self, axis: &str) -> Vec<(f64, f64)> {
+        let measured = self.scores.as_ref().filter(|_| self.random.is_none());
+        let Some(values) = measured.and_then(|scores| scores.tensors.get(&format!("trial_cuts.{axis}")))
+        else {
+            return Vec::new();
+        };
+        let pairs = values.chunks_exact(2).map(|pair| (f64::from(pair[0]), f64::from(pair[1])));
+        let mut trials: Vec<(f64, f64)> = pairs.filter(|(part, _)| *part > 0.0).collect();
+        trials.sort_by(|a, b| a.0.total_cmp(&b.0));
+        trials
+    }
+
     /// The size of each input of a matrix over the text.
     pub(super) fn inputs(&self, matrix: &str, len: usize) -> Result<Vec<f64>> {
         self.measured(&format!("inputs.{matrix}"), len)

@@ -9,8 +9,9 @@ use luthier_checkpoint::layout::{Layout, Part, Projection, Space, StackKind};
 use serde::Serialize;
 
 use super::keep::kept_layers;
+use super::losses::{Axis, Losses};
 use super::scored::Scored;
-use super::shape::{StackShape, Targets};
+use super::shape::{StackShape, Targets, at_most, most_heads};
 use crate::{Error, Result};
 
 /// What the result may cost.
@@ -41,8 +42,8 @@ pub struct Divisors {
 
 const DIVISORS: [usize; 3] = [256, 512, 2];
 const STEPS_MIN: usize = 4;
-const WIDTH_KEPT_MIN: f64 = 0.6;
-const DEPTH_KEPT_MIN: f64 = 0.8;
+pub(super) const WIDTH_KEPT_MIN: f64 = 0.6;
+pub(super) const DEPTH_KEPT_MIN: f64 = 0.8;
 /// Candidates that are reported.
 const REPORTED: usize = 10;
 
@@ -86,6 +87,11 @@ impl Search<'_> {
     /// Candidates that fit, the best first, with their shapes; refuses where none does.
     pub(super) fn run(&self) -> Result<(Vec<Found>, Vec<String>)> {
         let mut notes = Vec::new();
+        if Axis::ALL.iter().all(|axis| self.scored.trials(axis.name()).is_empty()) {
+            notes.push(
+                "what a cut costs is guessed from another model; luthier score --perplexity measures it on this one".to_string(),
+            );
+        }
         for limits in [(WIDTH_KEPT_MIN, DEPTH_KEPT_MIN), (0.0, 0.0)] {
             let mut found = self.candidates(limits)?;
             if !found.is_empty() {
@@ -203,7 +209,7 @@ impl Axes {
         let ffn_options =
             options(targets.ffn.is_some(), inners.clone(), halved(ffn, divisors.ffn, &inners), width_min);
         let heads_named = targets.heads.is_some() || targets.kv_groups.is_some();
-        let losses = super::losses::Losses::new(search.layout, search.sizes, search.scored);
+        let losses = Losses::new(search.layout, search.sizes, search.scored);
         Ok(Axes {
             layers: layer_options
                 .into_iter()
@@ -213,12 +219,18 @@ impl Axes {
                         let shape = StackShape { n_layers: *n_layers, ..shape.clone() };
                         kept.push(kept_layers(stack, &shape, search.scored)?);
                     }
-                    Ok(Choice { loss: losses.layers(&kept)?, sizes, kept })
+                    Ok(Choice { loss: losses.nats(Axis::Layers, losses.layers(&kept)?), sizes, kept })
                 })
                 .collect::<Result<_>>()?,
-            hidden: with_losses(hidden_options, |sizes| losses.hidden(sizes))?,
-            ffn: with_losses(ffn_options, |sizes| losses.ffn(sizes))?,
-            heads: with_losses(head_options(shapes, heads_named, width_min), |sizes| losses.heads(sizes))?,
+            hidden: with_losses(
+                hidden_options,
+                |sizes| Ok(losses.nats(Axis::Hidden, losses.hidden(sizes)?)),
+            )?,
+            ffn: with_losses(ffn_options, |sizes| Ok(losses.nats(Axis::Ffn, losses.ffn(sizes)?)))?,
+            heads: with_losses(head_options(shapes, heads_named, width_min), |sizes| {
+                let (groups, heads) = losses.heads(sizes)?;
+                Ok(losses.nats(Axis::Groups, groups) + losses.nats(Axis::Heads, heads))
+            })?,
         })
     }
 }
@@ -264,13 +276,7 @@ fn proportion_or(
 
 /// Query heads and groups of every stack: fewer groups, or fewer heads in each.
 fn head_options(shapes: &[StackShape], is_named: bool, kept_min: f64) -> Vec<Vec<(usize, usize)>> {
-    let most: Vec<(usize, usize)> = shapes
-        .iter()
-        .map(|shape| {
-            let sizes = shape.heads.iter().flatten().max_by_key(|heads| (heads.query, heads.kv));
-            sizes.map_or((1, 1), |heads| (heads.query, heads.kv))
-        })
-        .collect();
+    let most: Vec<(usize, usize)> = shapes.iter().map(|shape| most_heads(&shape.heads)).collect();
     let mut options = vec![most.clone()];
     if is_named {
         return options;
@@ -299,11 +305,7 @@ fn shapes(
     heads: &Choice<(usize, usize)>,
 ) -> Vec<StackShape> {
     let of = |(at, shape): (usize, &StackShape)| {
-        let (query, kv) = heads.sizes[at];
-        let cut = |own: HeadSizes| {
-            let kept = kv.min(own.kv);
-            HeadSizes { query: (query / kv).min(own.query / own.kv) * kept, kv: kept, width: own.width }
-        };
+        let cut = |own: HeadSizes| at_most(own, heads.sizes[at]);
         StackShape {
             n_layers: layers.sizes[at],
             width: hidden.sizes[at],

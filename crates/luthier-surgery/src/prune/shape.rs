@@ -23,8 +23,8 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// Option and value of every axis that is named.
-    pub(super) fn named(&self) -> Vec<(&'static str, String)> {
+    /// Option and value of every axis; none where it is not named.
+    pub(super) fn by_axis(&self) -> [(&'static str, Option<String>); 6] {
         let axes = [
             ("layers", &self.layers),
             ("hidden", &self.hidden),
@@ -33,7 +33,7 @@ impl Targets {
             ("kv_groups", &self.kv_groups),
             ("experts", &self.experts),
         ];
-        axes.into_iter().filter_map(|(name, amounts)| Some((name, amounts.as_ref()?.text()))).collect()
+        axes.map(|(name, amounts)| (name, amounts.as_ref().map(Amounts::text)))
     }
 }
 
@@ -162,6 +162,19 @@ fn cut_heads(shape: &mut StackShape, heads: Option<Amount>, groups: Option<Amoun
     Ok(())
 }
 
+/// Query heads and groups that no layer exceeds: the most groups, each with the most heads of any group.
+pub(super) fn most_heads(heads: &[Option<HeadSizes>]) -> (usize, usize) {
+    let most = |of: fn(&HeadSizes) -> usize| heads.iter().flatten().map(of).max().unwrap_or(1);
+    let kv = most(|heads| heads.kv);
+    (most(|heads| heads.query / heads.kv) * kv, kv)
+}
+
+/// Heads with at most so many groups, and in each at most as many heads as in each of these.
+pub(super) fn at_most(own: HeadSizes, (query, kv): (usize, usize)) -> HeadSizes {
+    let kept = kv.min(own.kv);
+    HeadSizes { query: (query / kv).min(own.query / own.kv) * kept, kv: kept, width: own.width }
+}
+
 /// Scores as parts of their sum, to compare layers of other scales.
 pub(super) fn even(scores: &[f64]) -> Vec<f64> {
     let sum: f64 = scores.iter().sum();
@@ -206,6 +219,17 @@ mod tests {
         assert!(heads(9, 3, Some("5"), Some("2")).unwrap_err().to_string().contains("do not divide"));
         assert!(heads(9, 3, Some("9"), Some("1")).unwrap_err().to_string().contains("3 heads between them"));
         assert!(heads(9, 3, None, Some("4")).unwrap_err().to_string().contains("at most the 3"));
+    }
+
+    #[test]
+    fn the_most_heads_cut_no_layer() {
+        let own = |query, kv| HeadSizes { query, kv, width: 4 };
+        let layers = [Some(own(6, 2)), None, Some(own(4, 4)), Some(own(2, 1))];
+        let most = most_heads(&layers);
+        assert_eq!(most, (12, 4));
+        assert!(layers.iter().flatten().all(|layer| at_most(*layer, most) == *layer));
+        assert_eq!(at_most(own(6, 2), (4, 4)), own(2, 2));
+        assert_eq!(at_most(own(6, 2), (3, 1)), own(3, 1));
     }
 
     #[test]

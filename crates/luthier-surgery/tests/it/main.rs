@@ -14,6 +14,8 @@ mod merge;
 mod models;
 mod moments;
 mod prune;
+mod prune_experts;
+mod prune_refusals;
 mod quantize;
 mod quantize_refusals;
 mod sub_model;

@@ -223,6 +223,7 @@ impl Prune {
             sparsity: amount.map(|amount| Sparsity { amount, by }),
             dtype: self.dtype.map(FloatType::dtype),
             force: self.force,
+            text: self.text.clone(),
             measurements: Map::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! `luthier score`: how much each part of a model matters on a text.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -43,7 +44,8 @@ pub(super) struct Score {
     /// How the windows become one score [default: l2]
     #[arg(long, value_name = "HOW", value_parser = Aggregation::NAMES)]
     batch: Option<String>,
-    /// Also measure what the perplexity is without each layer: as many more readings of the text as there are layers
+    /// Also measure what the perplexity is without each layer, and with a few cuts along each axis, which prices the cuts
+    /// that `prune --params` and `--memory` choose from: ten more readings of the text than there are layers
     #[arg(long)]
     #[serde(default)]
     perplexity: bool,
@@ -86,14 +88,6 @@ impl Act for Score {
             batch: aggregation("batch", &self.batch, Aggregation::L2).map_err(anyhow::Error::msg)?,
         };
         let calibration = Calibration::new(model.as_ref(), &tokenizer, &name, &text, &options)?;
-        let mut tensors = importance(model.as_ref(), &calibration, &options)?;
-        let mut loss = None;
-        if self.perplexity {
-            let whole = calibration.loss(model.as_ref())?;
-            loss = Some(whole);
-            drop(model);
-            tensors.extend(rises(&input, &calibration, whole, session)?);
-        }
         let layout = luthier_arch::layout(&input.checkpoint.config)?;
         let settings = ScoreSettings {
             model_sha256: model_sha256(&layout, input.checkpoint.tensors.as_ref())?,
@@ -103,7 +97,17 @@ impl Act for Score {
             sequence: options.sequence,
             batch: options.batch,
         };
-        let scores = Scores { settings, tensors };
+        let tensors = importance(model.as_ref(), &calibration, &options)?;
+        let mut scores = Scores { settings, tensors };
+        let mut loss = None;
+        if self.perplexity {
+            let whole = calibration.loss(model.as_ref())?;
+            loss = Some(whole);
+            drop(model);
+            let trials = trials(&input, &calibration, whole, &scores, session)?;
+            scores.tensors.extend(trials);
+            scores.tensors.extend(rises(&input, &calibration, whole, session)?);
+        }
         scores.write(&self.out, self.force, &[&input.checkpoint.place, &self.text])?;
         Ok(report(&self, &scores, loss))
     }
@@ -145,6 +149,25 @@ fn rises(
         rises.push((format!("perplexity_rise.{name}"), of_stack));
     }
     Ok(rises)
+}
+
+/// By how many nats the loss rises with cuts of one axis at a time, in pairs with the part of its scores that is gone.
+fn trials(
+    input: &Input,
+    calibration: &Calibration,
+    whole: f64,
+    scores: &Scores,
+    session: &Session,
+) -> anyhow::Result<BTreeMap<String, Vec<f32>>> {
+    let options = LoadOptions { trainable: false, device: Device::Cpu };
+    let mut trials: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for cut in prune::trial_cuts(input, scores)? {
+        let loss = calibration.loss(load(&cut.model, &options)?.as_ref())?;
+        session.note(&format!("{}: perplexity {:.3} of {:.3}", cut.shape, loss.exp(), whole.exp()));
+        let pair = [cut.part as f32, (loss - whole) as f32];
+        trials.entry(format!("trial_cuts.{}", cut.axis)).or_default().extend(pair);
+    }
+    Ok(trials)
 }
 
 fn report(score: &Score, scores: &Scores, loss: Option<f64>) -> Report {
