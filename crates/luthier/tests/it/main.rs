@@ -10,6 +10,7 @@ mod kept;
 mod memory;
 mod merge;
 mod outputs;
+mod prune;
 mod recipes;
 mod refusals;
 mod resume;
