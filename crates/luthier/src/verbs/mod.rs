@@ -34,10 +34,10 @@ mod score;
 mod slice;
 mod transfer;
 mod trim_vocab;
+mod upcycle;
 mod version;
 
 pub(crate) use merge::open as open_for_merge;
-mod upcycle;
 
 /// All verbs.
 pub const VERBS: &[Verb] = &[
@@ -69,9 +69,9 @@ pub const VERBS: &[Verb] = &[
     verb::<score::Score>(),
     verb::<slice::Slice>(),
     verb::<transfer::Transfer>(),
-    verb::<version::Version>(),
     verb::<trim_vocab::TrimVocab>(),
     verb::<upcycle::Upcycle>(),
+    verb::<version::Version>(),
 ];
 
 /// Something that one does to a model. Flags and the keys of a recipe's step come from the same struct.

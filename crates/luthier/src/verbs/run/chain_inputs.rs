@@ -11,11 +11,13 @@ use crate::verbs::{Act, logits, pretrain};
 use crate::{builtin, places};
 
 /// Keys under which verbs name models and files that they read.
-const INPUTS: &[&str] =
-    &["a", "b", "decoder", "dirs", "encoder", "from", "input", "model", "onto", "recipe", "text", "tuned"];
+const INPUTS: &[&str] = &[
+    "a", "adapter", "b", "base", "corpus", "decoder", "dirs", "encoder", "from", "held", "imatrix", "input",
+    "model", "onto", "recipe", "scores", "table", "text", "tuned",
+];
 
 /// Those of them that are models.
-const MODELS: &[&str] = &["a", "b", "decoder", "encoder", "from", "model", "onto", "tuned"];
+const MODELS: &[&str] = &["a", "b", "base", "decoder", "encoder", "from", "model", "onto", "tuned"];
 
 /// Refuses the first name behind which nothing is and that no step before it makes. Training recipes are read whole,
 /// so that a misspelt key in the last step is found before the first one runs.
@@ -104,8 +106,8 @@ fn check_name(key: &str, name: &str, made: &[PathBuf]) -> anyhow::Result<()> {
         return Ok(());
     }
     if path.exists() {
-        let is_model = MODELS.contains(&key)
-            && !path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let is_recipe = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let is_model = MODELS.contains(&key) && !is_recipe && !places::is_adapter(name)?;
         return if is_model { places::open(name).map(drop) } else { Ok(()) };
     }
     bail!("key {key}: {name}: no such file or folder, and no earlier step makes it")
