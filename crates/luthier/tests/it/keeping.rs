@@ -29,6 +29,8 @@ fn every_output_is_made_again_from_its_record() {
          sequence_length: 16\nbatch_size: 2\nsteps: 2\noptimizer: {name: adamw, lr_peak: 1.0e-3, betas: [0.9, 0.95], weight_decay: 0.1}\n\
          schedule: {name: constant}\nseed: 3\n",
     );
+    write("corpus.txt", "It was a truth, however little known, that she had a good fortune.\n");
+    write("further.txt", "He was in want of a wife; Catherine did not know of it.\n");
     for arguments in [
         &["convert", "builtin", "f16", "--dtype", "f16"][..],
         &["merge", "m.yaml", "merged"],
@@ -38,11 +40,33 @@ fn every_output_is_made_again_from_its_record() {
         &["convert", "adapted", "adapted.gguf"],
         &["quantize", "adapted", "small.gguf", "--to", "Q4_0"],
         &["quantize", "trained", "four", "--to", "nf4", "--double"],
+        &["trim-vocab", "f16", "words", "--corpus", "corpus.txt", "--also", "en:further.txt:9"],
+        &[
+            "trim-vocab",
+            "f16",
+            "words.gguf",
+            "--corpus",
+            "corpus.txt",
+            "--coverage",
+            "0.9",
+            "--held",
+            "further.txt",
+        ],
     ] {
         run(at.path(), arguments);
     }
-    let made = ["f16", "merged", "moved", "trained", "adapted", "adapted.gguf", "small.gguf", "four"];
-    for model in made {
+    for model in [
+        "f16",
+        "merged",
+        "moved",
+        "trained",
+        "adapted",
+        "adapted.gguf",
+        "small.gguf",
+        "four",
+        "words",
+        "words.gguf",
+    ] {
         let replayed = run(at.path(), &["replay", model]);
         assert_eq!(replayed["same"], true, "{model}: {replayed}");
         assert_eq!(replayed["inputs_made_again"], json!([]));
