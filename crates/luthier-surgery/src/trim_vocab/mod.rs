@@ -79,6 +79,11 @@ impl Also {
         }
         Ok(Also { name: name.to_string(), file: PathBuf::from(file), tokens })
     }
+
+    /// As [`Also::parse`] reads it.
+    fn text(&self) -> String {
+        format!("{}:{}:{}", self.name, self.file.display(), self.tokens)
+    }
 }
 
 /// How a vocabulary is trimmed.
@@ -105,9 +110,10 @@ impl Options {
             Wish::Coverage(share) => (None, Some(share), None),
             Wish::MinCount(n) => (None, None, Some(n)),
         };
+        let also: Vec<String> = self.also.iter().map(Also::text).collect();
         json!({
             "model": model, "corpus": self.corpus, "keep": keep, "coverage": coverage, "min_count": min_count,
-            "also": self.also, "multiple_of": self.multiple_of, "held": self.held,
+            "also": also, "multiple_of": self.multiple_of, "held": self.held,
         })
     }
 }

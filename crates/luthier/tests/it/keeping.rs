@@ -35,6 +35,8 @@ fn every_output_is_made_again_from_its_record() {
     for name in ["config.json", "model.safetensors"] {
         fs::copy(golden.join(name), at.path().join("dense").join(name)).unwrap();
     }
+    write("corpus.txt", "It was a truth, however little known, that she had a good fortune.\n");
+    write("further.txt", "He was in want of a wife; Catherine did not know of it.\n");
     for arguments in [
         &["convert", "builtin", "f16", "--dtype", "f16"][..],
         &["merge", "m.yaml", "merged"],
@@ -51,6 +53,18 @@ fn every_output_is_made_again_from_its_record() {
         &["inherit", "trained", "inherited", "--layers", "3", "--ffn", "96"],
         &["slice", "trained", "sliced.gguf", "--ffn", "96"],
         &["upcycle", "dense", "sparse", "--experts", "4", "--top-k", "2", "--shuffle", "--noise", "0.01"],
+        &["trim-vocab", "f16", "words", "--corpus", "corpus.txt", "--also", "en:further.txt:9"],
+        &[
+            "trim-vocab",
+            "f16",
+            "words.gguf",
+            "--corpus",
+            "corpus.txt",
+            "--coverage",
+            "0.9",
+            "--held",
+            "further.txt",
+        ],
     ] {
         run(at.path(), arguments);
     }
@@ -69,6 +83,8 @@ fn every_output_is_made_again_from_its_record() {
         "inherited",
         "sliced.gguf",
         "sparse",
+        "words",
+        "words.gguf",
     ];
     for model in made {
         let replayed = run(at.path(), &["replay", model]);

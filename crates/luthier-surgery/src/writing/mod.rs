@@ -1,109 +1,29 @@
 //! Writes what a verb made: tensors one at a time, every one accounted for, checked, then lineage, then the name.
 
+mod account;
+mod origin;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use luthier_checkpoint::adapter::{self, Adapter};
 use luthier_checkpoint::gguf::{GgufValue, GgufWriter};
-use luthier_checkpoint::ledger::InputId;
 use luthier_checkpoint::lineage::Parent;
 use luthier_checkpoint::safetensors::SafetensorsWriter;
 use luthier_checkpoint::{
-    Checkpoint, Ledger, LedgerSummary, Lineage, Output, TensorInfo, TensorSink, TensorSource, json, lineage,
+    Checkpoint, LedgerSummary, Lineage, Output, TensorInfo, TensorSink, TensorSource, json, lineage,
 };
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::pool;
 use serde_json::{Map, Value};
 
-use crate::view::find;
+use self::account::Account;
+pub(crate) use self::origin::Origin;
 use crate::{Error, Input, Result};
 
 /// Data of one safetensors file at most; larger models are written in shards.
 const MAX_SHARD_BYTES: usize = 5_000_000_000;
-
-/// Where one tensor of the output comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// From a tensor of the input of this number: copied, or cast where the types differ.
-    From {
-        /// Which input.
-        input: usize,
-        /// Its tensor.
-        name: String,
-    },
-    /// From the values of an input's tensor; how, in few words.
-    Changed {
-        /// Which input.
-        input: usize,
-        /// Its tensor.
-        name: String,
-        /// How.
-        how: String,
-    },
-    /// From the values of several inputs' tensors; how, in few words.
-    Merged {
-        /// Number of the input and its tensor.
-        sources: Vec<(usize, String)>,
-        /// How.
-        how: String,
-    },
-    /// From no input; how, in few words.
-    Made(String),
-}
-
-impl Origin {
-    /// Changed further: how, in few words.
-    pub(crate) fn then(self, further: &str) -> Origin {
-        match self {
-            Origin::From { input, name } => Origin::Changed { input, name, how: further.to_string() },
-            Origin::Changed { input, name, how } => {
-                Origin::Changed { input, name, how: format!("{how}; {further}") }
-            }
-            Origin::Merged { sources, how } => Origin::Merged { sources, how: format!("{how}; {further}") },
-            Origin::Made(how) => Origin::Made(format!("{how}; {further}")),
-        }
-    }
-
-    /// The inputs and their tensors that it is made of.
-    pub(crate) fn sources(&self) -> Vec<(usize, &str)> {
-        match self {
-            Origin::From { input, name } | Origin::Changed { input, name, .. } => vec![(*input, name)],
-            Origin::Merged { sources, .. } => {
-                sources.iter().map(|(input, name)| (*input, name.as_str())).collect()
-            }
-            Origin::Made(_) => Vec::new(),
-        }
-    }
-
-    /// Of tensors that stand one after the other.
-    pub(crate) fn stacked(parts: &[&Origin]) -> Origin {
-        let how = parts.iter().find_map(|part| match part {
-            Origin::Changed { how, .. } | Origin::Merged { how, .. } | Origin::Made(how) => {
-                Some(how.as_str())
-            }
-            Origin::From { .. } => None,
-        });
-        let how = how.map_or("stacked".to_string(), |how| format!("{how}; stacked"));
-        let mut sources: Vec<(usize, String)> = Vec::new();
-        for (input, name) in parts.iter().flat_map(|part| part.sources()) {
-            if !sources.iter().any(|(known, source)| *known == input && source == name) {
-                sources.push((input, name.to_string()));
-            }
-        }
-        if sources.is_empty() { Origin::Made(how) } else { Origin::Merged { sources, how } }
-    }
-
-    /// For people.
-    pub(crate) fn describe(&self) -> String {
-        match self {
-            Origin::From { name, .. } => name.clone(),
-            Origin::Changed { name, how, .. } => format!("{name}, {how}"),
-            Origin::Merged { sources, how } => format!("{} tensors, {how}", sources.len()),
-            Origin::Made(how) => how.clone(),
-        }
-    }
-}
 
 /// What a verb did.
 pub(crate) struct Job<'j> {
@@ -417,55 +337,4 @@ fn expected_summary(job: &Job, infos: &[TensorInfo]) -> Result<LedgerSummary> {
         account.note(info, origin, None)?;
     }
     account.finish(infos)
-}
-
-/// The ledger of a job, filled while tensors are written.
-struct Account<'j> {
-    inputs: Vec<&'j Input>,
-    ids: Vec<InputId>,
-    ledger: Ledger,
-}
-
-impl<'j> Account<'j> {
-    fn new(job: &Job<'j>) -> Result<Account<'j>> {
-        let mut ledger = Ledger::new();
-        let add = |input: &&Input| ledger.input(&input.label, input.checkpoint.tensors.as_ref());
-        let ids: Vec<InputId> = job.inputs.iter().map(add).collect();
-        for (input, name, reason) in &job.dropped {
-            ledger.dropped(ids[*input], name, reason)?;
-        }
-        Ok(Account { inputs: job.inputs.clone(), ids, ledger })
-    }
-
-    /// Notes a tensor with the bytes that are written; without them a copy is believed to be one.
-    fn note(&mut self, info: &TensorInfo, origin: &Origin, bytes: Option<&[u8]>) -> Result<()> {
-        match origin {
-            Origin::Made(how) => Ok(self.ledger.made(&info.name, how)?),
-            Origin::Changed { input, name, how } => {
-                Ok(self.ledger.changed(&[(self.ids[*input], name)], &info.name, how)?)
-            }
-            Origin::Merged { sources, how } => {
-                let sources: Vec<(InputId, &str)> =
-                    sources.iter().map(|(input, name)| (self.ids[*input], name.as_str())).collect();
-                Ok(self.ledger.changed(&sources, &info.name, how)?)
-            }
-            Origin::From { input, name } => {
-                let source = &self.inputs[*input].checkpoint.tensors;
-                let from = find(source.infos(), name)?.dtype;
-                let id = self.ids[*input];
-                if from == info.dtype {
-                    let Some(bytes) = bytes else {
-                        return Ok(self.ledger.copied(id, name, &info.name, &[], &[])?);
-                    };
-                    return Ok(self.ledger.copied(id, name, &info.name, &source.read(name)?, bytes)?);
-                }
-                let how = format!("{from} as {}", info.dtype);
-                Ok(self.ledger.changed(&[(id, name)], &info.name, &how)?)
-            }
-        }
-    }
-
-    fn finish(self, infos: &[TensorInfo]) -> Result<LedgerSummary> {
-        Ok(self.ledger.finish(infos)?)
-    }
 }
