@@ -88,6 +88,9 @@ fn described(space: Space, size: usize) -> String {
         Space::Ffn => "the feed-forward block is wide",
         Space::Vocab => "the vocabulary holds",
         Space::QueryHeads => "there are query heads",
+        Space::Experts => "there are experts",
+        Space::ExpertFfn => "an expert is wide",
+        Space::SharedFfn => "the shared expert is wide",
         _ => return format!("the axis {space:?} is long: {size}").to_lowercase(),
     };
     format!("{what}: {size}")
@@ -105,6 +108,9 @@ fn keys_of(config: &Map<String, Value>, stack: StackKind, space: Space) -> Vec<S
         Space::Buckets => &["relative_attention_num_buckets"],
         Space::Positions => &["max_position_embeddings"],
         Space::TokenTypes => &["type_vocab_size"],
+        Space::Experts => &["num_local_experts", "num_experts"],
+        Space::ExpertFfn => &["moe_intermediate_size", "intermediate_size"],
+        Space::SharedFfn => &["shared_expert_intermediate_size"],
         _ => &[],
     };
     let nested = match stack {

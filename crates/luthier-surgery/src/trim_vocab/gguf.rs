@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use luthier_checkpoint::gguf::{Gguf, GgufArray, GgufValue};
+use luthier_checkpoint::layout::{Part, Role, StackKind};
 use luthier_checkpoint::lineage::LINEAGE_KEY;
 use luthier_checkpoint::{Checkpoint, TensorInfo, TensorSource};
 use luthier_text::Tokenizer;
@@ -54,6 +55,12 @@ pub(super) fn view(prepared: &Prepared, input: &Input, file: &Arc<Gguf>) -> Resu
             axes.insert(name, axis);
         }
         axes.insert(name, axis);
+    }
+    // A file may carry the head that a tied embedding is.
+    let head = Role { stack: StackKind::Decoder, layer: None, part: Part::Head };
+    let tied = prepared.layout.ties.iter().find_map(|tie| axes.get(&tie.target).copied());
+    if let (Some(axis), Some(name)) = (tied, luthier_arch::gguf::name_of(head)) {
+        axes.entry(name).or_insert(axis);
     }
     let checkpoint = Checkpoint { tensors: Arc::clone(&source), ..input.checkpoint.clone() };
     let cut = Cut::new(source, axes, &prepared.selection.kept)?;

@@ -285,6 +285,24 @@ fn what_cannot_be_is_refused_and_nothing_is_left() {
     assert_eq!((fine.file.to_str().unwrap(), fine.tokens), ("C:\\texts\\id.txt", 10_000));
 }
 
+/// llama.cpp wants the tied head of this architecture in the file once more.
+#[test]
+fn a_head_that_a_gguf_file_repeats_is_cut_with_the_embedding() {
+    let home = tempfile::tempdir().unwrap();
+    let mut config = crate::experts::with_experts("qwen2_moe", 5);
+    config.insert("tie_word_embeddings".to_string(), json!(true));
+    config.insert("vocab_size".to_string(), json!(N_ROWS));
+    let folder = open(&folder(home.path(), &config, Dtype::F32));
+    let (file, out) = (home.path().join("parent.gguf"), home.path().join("out.gguf"));
+    convert::run(&folder, &file, &convert::Options { dtype: None, force: false }).unwrap();
+    let parent = open(&file);
+    let report = run(&parent, &out, &options(home.path(), Wish::Keep(300))).unwrap();
+    check(&parent, &out, &report);
+    let gguf = Gguf::open(&out).unwrap();
+    assert!(gguf.read("output.weight").unwrap()[..] == gguf.read("token_embd.weight").unwrap()[..]);
+    assert_eq!(luthier_arch::open(&out).unwrap().config["tie_word_embeddings"], true);
+}
+
 #[test]
 fn tied_weights_that_are_two_are_refused_and_second_copies_are_cut() {
     use luthier_checkpoint::TensorInfo;
