@@ -130,7 +130,11 @@ impl Adapter {
     }
 
     /// The adapter that these keys of an adapter_config.json and these tensors make; both come from `place`.
-    pub fn of_parts(place: &Path, keys: &Map<String, Value>, tensors: Arc<dyn TensorSource>) -> Result<Adapter> {
+    pub fn of_parts(
+        place: &Path,
+        keys: &Map<String, Value>,
+        tensors: Arc<dyn TensorSource>,
+    ) -> Result<Adapter> {
         let (config, notes) = AdapterConfig::parse(keys).map_err(|what| Error::format(place, what))?;
         Adapter::with_config(place, config, notes, tensors)
     }

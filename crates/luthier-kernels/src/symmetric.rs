@@ -53,8 +53,9 @@ pub fn tridiagonal(mut matrix: Vec<f64>, n: usize) -> Tridiagonal {
         (u[step], w[step]) = (0.0, 0.0);
     }
     let size = |at: usize| beside.get(at).map_or(0.0, |value| value.abs());
-    let reach =
-        (0..n).map(|at| diagonal[at].abs() + size(at) + at.checked_sub(1).map_or(0.0, size)).fold(0.0, f64::max);
+    let reach = (0..n)
+        .map(|at| diagonal[at].abs() + size(at) + at.checked_sub(1).map_or(0.0, size))
+        .fold(0.0, f64::max);
     Tridiagonal { n, diagonal, beside, reflections: matrix, betas, bound: reach }
 }
 
@@ -107,8 +108,7 @@ fn change_and_multiply_body<const FMA: bool>(row: &mut [f64], last: Last, next: 
     let whole = len / LANES * LANES;
     for start in (0..whole).step_by(LANES) {
         let lane_row = &mut row[start..start + LANES];
-        let (u, w, next) =
-            (&u[start..start + LANES], &w[start..start + LANES], &next[start..start + LANES]);
+        let (u, w, next) = (&u[start..start + LANES], &w[start..start + LANES], &next[start..start + LANES]);
         for lane in 0..LANES {
             let value = lane_row[lane] - (last.own_u * w[lane] + last.own_w * u[lane]);
             lane_row[lane] = value;
@@ -414,10 +414,15 @@ mod tests {
 
     #[test]
     fn equal_and_vanishing_values_keep_their_vectors_apart() {
-        check(&with_values(&[3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]), 9, Some(&[3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]));
+        check(
+            &with_values(&[3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]),
+            9,
+            Some(&[3.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]),
+        );
         let spread: Vec<f64> = (0..40).map(|at| 10f64.powi(-at / 2)).collect();
         check(&with_values(&spread), 40, Some(&spread));
-        let diagonal: Vec<f64> = (0..36).map(|at| if at % 7 == 0 { 5.0 - (at / 7) as f64 } else { 0.0 }).collect();
+        let diagonal: Vec<f64> =
+            (0..36).map(|at| if at % 7 == 0 { 5.0 - (at / 7) as f64 } else { 0.0 }).collect();
         check(&diagonal, 6, Some(&[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]));
     }
 

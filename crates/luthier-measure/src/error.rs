@@ -47,7 +47,9 @@ pub enum Error {
         got: String,
     },
     /// Two models that cannot be compared.
-    #[error("a vocabulary of {reference} tokens and one of {other} are not compared; take two models of one vocabulary")]
+    #[error(
+        "a vocabulary of {reference} tokens and one of {other} are not compared; take two models of one vocabulary"
+    )]
     Vocabularies {
         /// Tokens of the reference.
         reference: usize,

@@ -99,7 +99,9 @@ pub(crate) fn fused_with(
                 from.extend(names.map(|name| (1, name.to_string())));
             }
             from.extend(module(&change.bias_of).and_then(|module| module.bias.clone()).map(|name| (1, name)));
-            if strength.is_wide || !matches!(dtype, Dtype::Weights(BlockType::F16 | BlockType::BF16) | Dtype::F64) {
+            if strength.is_wide
+                || !matches!(dtype, Dtype::Weights(BlockType::F16 | BlockType::BF16) | Dtype::F64)
+            {
                 dtype = Dtype::F32;
             }
         }
@@ -202,7 +204,10 @@ fn tied(base: &Input, changes: &HashMap<String, Change>) -> crate::Result<Vec<(S
         match (changes.get(&tie.name), changes.get(&tie.target)) {
             (None, Some(change)) if is_there => repeated.push((tie.name.clone(), change.clone())),
             (Some(_), None) => {
-                let what = format!("the adapter changes it, but {} ties it to {}; untie the base first", base.label, tie.target);
+                let what = format!(
+                    "the adapter changes it, but {} ties it to {}; untie the base first",
+                    base.label, tie.target
+                );
                 return Err(Error::tensor(&tie.name, what).into());
             }
             _ => {}

@@ -152,7 +152,10 @@ fn read(file: Arc<Gguf>, base: &Checkpoint) -> Result<Adapter> {
         };
         let weight = &info.name[..info.name.len() - ending.len()];
         let (model_name, transform) = names.get(weight).ok_or_else(|| {
-            FileError::tensor(&info.name, format!("changes {weight}, which the base does not have; it belongs to another base"))
+            FileError::tensor(
+                &info.name,
+                format!("changes {weight}, which the base does not have; it belongs to another base"),
+            )
         })?;
         let module = model_name.strip_suffix(".weight").unwrap_or(model_name);
         let (is_a, is_embedding) = (ending == ".lora_a", weight == EMBEDDING);
@@ -219,12 +222,16 @@ pub(crate) fn form(
             Kind::Embedding => [module.n_in, module.n_out],
         };
         let (Some((file_name, transform)), Some(spec)) = (by_model.get(&model_name), spec) else {
-            let what = format!("changes {model_name}, which the base does not have, or ties to another weight");
+            let what =
+                format!("changes {model_name}, which the base does not have, or ties to another weight");
             return Err(FileError::tensor(&module.a, what).into());
         };
         let is_known = module.kind == Kind::Linear || file_name == EMBEDDING;
         if spec.shape != wanted || !is_known {
-            let what = format!("maps {} values to {}, but {model_name} has shape {:?}", module.n_in, module.n_out, spec.shape);
+            let what = format!(
+                "maps {} values to {}, but {model_name} has shape {:?}",
+                module.n_in, module.n_out, spec.shape
+            );
             return Err(FileError::tensor(&module.a, what).into());
         }
         let (a_shape, a_turn) = match module.kind {

@@ -44,7 +44,8 @@ impl Sample {
             ids.truncate(STANDARD_TOKENS);
             return Ok(Sample { name: builtin::VALIDATION_TEXT.to_string(), ids });
         }
-        let vocab_size = checkpoint.config.get("vocab_size").and_then(|size| size.as_u64()).unwrap_or(1).max(1);
+        let vocab_size =
+            checkpoint.config.get("vocab_size").and_then(|size| size.as_u64()).unwrap_or(1).max(1);
         let mut state = 1u64;
         let ids = (0..STANDARD_TOKENS).map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -68,7 +69,9 @@ pub fn between(reference: &Checkpoint, other: &Checkpoint, sample: &Sample) -> a
 pub fn is_unknown(problem: &anyhow::Error) -> bool {
     match problem.downcast_ref::<luthier_arch::Error>() {
         Some(luthier_arch::Error::UnknownArchitecture { .. }) => true,
-        Some(luthier_arch::Error::Checkpoint(luthier_checkpoint::Error::Config { key, .. })) => key == "model_type",
+        Some(luthier_arch::Error::Checkpoint(luthier_checkpoint::Error::Config { key, .. })) => {
+            key == "model_type"
+        }
         _ => false,
     }
 }

@@ -204,7 +204,10 @@ pub fn is_adapter(place: &str) -> anyhow::Result<bool> {
 pub fn check_folder_out(out: &Path, force: bool, inputs: &[&Input]) -> anyhow::Result<()> {
     check_out(out, force, inputs)?;
     if is_gguf_name(out) {
-        bail!("{}: is the name of a GGUF file; wanted a place for a folder, convert it afterwards", out.display());
+        bail!(
+            "{}: is the name of a GGUF file; wanted a place for a folder, convert it afterwards",
+            out.display()
+        );
     }
     Ok(())
 }

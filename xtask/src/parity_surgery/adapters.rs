@@ -32,7 +32,8 @@ pub(super) fn run(program: &Path, folder: &Path) -> Result<Vec<Check>> {
     families.dedup();
     for family in &families {
         let (base, tuned) = (format!("{family}-base"), format!("{family}-tuned"));
-        let all = ["extract-adapter", "--base", &base, "--tuned", &tuned, "--embeddings", "--norms", "--biases"];
+        let all =
+            ["extract-adapter", "--base", &base, "--tuned", &tuned, "--embeddings", "--norms", "--biases"];
         for (size, options) in [("whole", ["--energy", "1"]), ("cut", ["--rank", "4"])] {
             let out = format!("extracted/{family}-{size}");
             ours(&[&all[..], &options, &[&out]].concat())?;

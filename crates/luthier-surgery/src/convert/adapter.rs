@@ -68,7 +68,13 @@ fn kept(view: &dyn TensorSource) -> Vec<Origin> {
     view.infos().iter().map(|info| Origin::From { input: 0, name: info.name.clone() }).collect()
 }
 
-fn job<'j>(input: &'j Input, base: &Input, options: &Options, origins: Vec<Origin>, dropped: Vec<(String, String)>) -> Job<'j> {
+fn job<'j>(
+    input: &'j Input,
+    base: &Input,
+    options: &Options,
+    origins: Vec<Origin>,
+    dropped: Vec<(String, String)>,
+) -> Job<'j> {
     Job {
         verb: "convert",
         recipe: recipe(&input.label, options.dtype, Some(&base.label)),
@@ -79,7 +85,13 @@ fn job<'j>(input: &'j Input, base: &Input, options: &Options, origins: Vec<Origi
     }
 }
 
-fn to_gguf(input: &Input, adapter: &Adapter, base: &Input, out: &Path, options: &Options) -> Result<LedgerSummary> {
+fn to_gguf(
+    input: &Input,
+    adapter: &Adapter,
+    base: &Input,
+    out: &Path,
+    options: &Options,
+) -> Result<LedgerSummary> {
     let (view, mut metadata) = lora_gguf::form(adapter, &base.checkpoint, options.dtype)?;
     let name = Path::new(&input.label).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     metadata.push(("general.name".to_string(), GgufValue::String(name)));
@@ -89,11 +101,18 @@ fn to_gguf(input: &Input, adapter: &Adapter, base: &Input, out: &Path, options: 
     })
 }
 
-fn to_folder(input: &Input, adapter: &Adapter, base: &Input, out: &Path, options: &Options) -> Result<LedgerSummary> {
+fn to_folder(
+    input: &Input,
+    adapter: &Adapter,
+    base: &Input,
+    out: &Path,
+    options: &Options,
+) -> Result<LedgerSummary> {
     let view = cast(input, options);
     // Every tensor of the file is written again, also those that repeat others.
     let job = job(input, base, options, kept(&view), Vec::new());
-    let config = if adapter.place.is_file() { described(adapter, base)? } else { adapter.config.keys.clone() };
+    let config =
+        if adapter.place.is_file() { described(adapter, base)? } else { adapter.config.keys.clone() };
     let tensors: Arc<dyn TensorSource> = Arc::new(view);
     let folder = Checkpoint { place: out.to_path_buf(), config, tensors, side_files: Vec::new() };
     write_adapter(&folder, out, options.force, job, |_| Ok(Map::new()))

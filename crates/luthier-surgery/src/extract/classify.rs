@@ -83,17 +83,24 @@ pub(super) fn classify(
     let by_name = infos.map(|infos| {
         infos.iter().map(|info| (info.name.as_str(), info)).collect::<HashMap<&str, &TensorInfo>>()
     });
-    for (key, pattern) in
-        exclude.iter().map(|pattern| ("exclude", pattern)).chain(targets.iter().map(|name| ("target-modules", name)))
+    for (key, pattern) in exclude
+        .iter()
+        .map(|pattern| ("exclude", pattern))
+        .chain(targets.iter().map(|name| ("target-modules", name)))
     {
         let one = std::slice::from_ref(pattern);
         if !infos.iter().any(|infos| infos.iter().any(|info| fits(one, &info.name))) {
-            let what = format!("--{key} {pattern}: fits no tensor; wanted whole parts of names, such as q_proj or layers.0");
+            let what = format!(
+                "--{key} {pattern}: fits no tensor; wanted whole parts of names, such as q_proj or layers.0"
+            );
             return Err(Error::Use(what));
         }
     }
-    let tied: HashMap<&str, &str> =
-        layout.iter().flat_map(|layout| &layout.ties).map(|tie| (tie.name.as_str(), tie.target.as_str())).collect();
+    let tied: HashMap<&str, &str> = layout
+        .iter()
+        .flat_map(|layout| &layout.ties)
+        .map(|tie| (tie.name.as_str(), tie.target.as_str()))
+        .collect();
     let (mut shared, mut left_out, mut ties, mut alone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let modules = modules(infos[0]);
     for number in [0, 1] {
@@ -112,7 +119,11 @@ pub(super) fn classify(
                     shared.push(of_kind(info, layout, &modules));
                 }
             } else if name.ends_with(".rotary_emb.inv_freq") {
-                left_out.push((number, name.to_string(), "a buffer that follows from the config".to_string()));
+                left_out.push((
+                    number,
+                    name.to_string(),
+                    "a buffer that follows from the config".to_string(),
+                ));
             } else {
                 alone.push((number, name));
             }
@@ -131,8 +142,9 @@ pub(super) fn classify(
     }
     let fan_in_fan_out = swap(&mut shared, &modules);
     let has_tied_head = layout.is_some_and(|layout| {
-        layout.ties.iter().any(|tie| layout.tensors.iter().any(|spec| spec.name == tie.target && spec.role.part == Part::Embedding))
-            && !layout.tensors.iter().any(|spec| spec.role.part == Part::Head)
+        layout.ties.iter().any(|tie| {
+            layout.tensors.iter().any(|spec| spec.name == tie.target && spec.role.part == Part::Embedding)
+        }) && !layout.tensors.iter().any(|spec| spec.role.part == Part::Head)
     });
     Ok(Classified { shared, left_out, ties, has_tied_head, fan_in_fan_out })
 }
@@ -196,7 +208,13 @@ fn of_kind(info: &TensorInfo, layout: Option<&Layout>, modules: &Modules) -> Sha
         }
         _ => Kind::Other,
     };
-    Shared { name: info.name.clone(), path: path.to_string(), kind, shape: info.shape.clone(), swapped: false }
+    Shared {
+        name: info.name.clone(),
+        path: path.to_string(),
+        kind,
+        shape: info.shape.clone(),
+        swapped: false,
+    }
 }
 
 /// The kind of a matrix where no layout says it. Names are those of transformers' modules.
@@ -204,7 +222,9 @@ fn by_name(path: &str) -> Kind {
     const EMBEDDINGS: &[&str] = &["wte", "wpe", "shared", "tok_embeddings", "relative_attention_bias"];
     const HEADS: &[&str] = &["lm_head", "embed_out", "qa_outputs", "classifier", "score", "seq_relationship"];
     let module = last(path);
-    let is_embedding = |word: &str| word.starts_with("embed_") || word.ends_with("_embeddings") || word.ends_with("_embedding");
+    let is_embedding = |word: &str| {
+        word.starts_with("embed_") || word.ends_with("_embeddings") || word.ends_with("_embedding")
+    };
     if HEADS.contains(&module) || path.ends_with("predictions.decoder") {
         Kind::Head
     } else if EMBEDDINGS.contains(&module) || is_embedding(module) {
@@ -225,7 +245,8 @@ fn swap(shared: &mut [Shared], modules: &Modules) -> bool {
             _ => None,
         }
     };
-    let told: Vec<Option<bool>> = shared.iter().map(|tensor| of_bias(tensor).filter(|_| tensor.kind == Kind::Linear)).collect();
+    let told: Vec<Option<bool>> =
+        shared.iter().map(|tensor| of_bias(tensor).filter(|_| tensor.kind == Kind::Linear)).collect();
     let seen: HashSet<bool> = told.iter().flatten().copied().collect();
     let all = seen.contains(&true) && !seen.contains(&false);
     for (tensor, told) in shared.iter_mut().zip(told).filter(|(tensor, _)| tensor.kind == Kind::Linear) {

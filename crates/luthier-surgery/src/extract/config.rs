@@ -35,8 +35,10 @@ pub(crate) fn config(contents: &Contents) -> Map<String, Value> {
     let infos = contents.base.checkpoint.tensors.infos();
     let paths: Vec<&String> = contents.ranks.keys().collect();
     let targets = shortened(&paths, infos, &|path, name| path == name || path.ends_with(&format!(".{name}")));
-    let saved = shortened(&contents.saved.iter().collect::<Vec<_>>(), infos, &|path, name| path.ends_with(name));
-    let ties = contents.has_tied_head && contents.saved.iter().any(|path| is_embedding(contents.layout, path));
+    let saved =
+        shortened(&contents.saved.iter().collect::<Vec<_>>(), infos, &|path, name| path.ends_with(name));
+    let ties =
+        contents.has_tied_head && contents.saved.iter().any(|path| is_embedding(contents.layout, path));
     let bias = match &contents.biases[..] {
         [] => "none",
         paths if paths.iter().all(|path| contents.ranks.contains_key(path)) => "lora_only",
@@ -87,7 +89,10 @@ pub(crate) fn config(contents: &Contents) -> Map<String, Value> {
 fn most_common(ranks: &BTreeMap<String, usize>) -> usize {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     ranks.values().for_each(|rank| *counts.entry(*rank).or_default() += 1);
-    counts.into_iter().max_by_key(|(rank, count)| (*count, std::cmp::Reverse(*rank))).map_or(1, |(rank, _)| rank)
+    counts
+        .into_iter()
+        .max_by_key(|(rank, count)| (*count, std::cmp::Reverse(*rank)))
+        .map_or(1, |(rank, _)| rank)
 }
 
 /// The shortest list that peft takes for exactly these modules: last parts of paths where all such modules are meant.
@@ -105,7 +110,10 @@ fn shortened(paths: &[&String], infos: &[TensorInfo], takes: &dyn Fn(&str, &str)
     let mut names = Vec::new();
     for path in paths {
         let short = last(path);
-        let all_meant = known.iter().filter(|known| takes(known, short)).all(|known| paths.iter().any(|path| path == known));
+        let all_meant = known
+            .iter()
+            .filter(|known| takes(known, short))
+            .all(|known| paths.iter().any(|path| path == known));
         names.push(if all_meant { short.to_string() } else { (*path).clone() });
     }
     names.sort();
@@ -124,9 +132,12 @@ pub(super) fn is_embedding(layout: Option<&Layout>, path: &str) -> bool {
 
 /// What peft's class of the model is; none where none fits, for those of classification bring heads of their own.
 fn task_type(contents: &Contents) -> Option<&'static str> {
-    let class = contents.base.checkpoint.config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+    let class =
+        contents.base.checkpoint.config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
     match (contents.layout, class) {
-        (_, Some(class)) if class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel") => Some("CAUSAL_LM"),
+        (_, Some(class)) if class.ends_with("ForCausalLM") || class.ends_with("LMHeadModel") => {
+            Some("CAUSAL_LM")
+        }
         (_, Some(class)) if class.ends_with("ForConditionalGeneration") => Some("SEQ_2_SEQ_LM"),
         (_, Some(_)) | (None, None) => None,
         (Some(layout), None) => {
@@ -154,7 +165,14 @@ mod tests {
 
     #[test]
     fn lists_are_short_only_where_all_modules_of_a_name_are_meant() {
-        let names = ["m.0.q.weight", "m.1.q.weight", "m.0.v.weight", "m.1.v.weight", "m.0.in_norm.weight", "m.norm.weight"];
+        let names = [
+            "m.0.q.weight",
+            "m.1.q.weight",
+            "m.0.v.weight",
+            "m.1.v.weight",
+            "m.0.in_norm.weight",
+            "m.norm.weight",
+        ];
         let infos: Vec<TensorInfo> = names
             .iter()
             .map(|name| TensorInfo { name: (*name).to_string(), dtype: Dtype::F32, shape: vec![1] })

@@ -94,27 +94,54 @@ fn gram(difference: &[f32], [rows, cols]: [usize; 2], is_wide: bool) -> Vec<f64>
         for start in (0..cols).step_by(TILE) {
             let len = TILE.min(cols - start);
             let tile = columns(difference, cols, start, len);
-            symmetric::add_product(&tile, (len as isize, 1), &tile, (1, len as isize), [rows, len, rows], &mut sum);
+            symmetric::add_product(
+                &tile,
+                (len as isize, 1),
+                &tile,
+                (1, len as isize),
+                [rows, len, rows],
+                &mut sum,
+            );
         }
     } else {
         for tile in difference.chunks(TILE * cols) {
             let len = tile.len() / cols;
             let tile: Vec<f64> = tile.iter().map(|value| f64::from(*value)).collect();
-            symmetric::add_product(&tile, (1, cols as isize), &tile, (cols as isize, 1), [cols, len, cols], &mut sum);
+            symmetric::add_product(
+                &tile,
+                (1, cols as isize),
+                &tile,
+                (cols as isize, 1),
+                [cols, len, cols],
+                &mut sum,
+            );
         }
     }
     sum
 }
 
 /// `own` D, or `own` D^T: `[rank, the longer side]`.
-fn opposite(own: &[f64], rank: usize, difference: &[f32], [rows, cols]: [usize; 2], is_wide: bool) -> Vec<f64> {
+fn opposite(
+    own: &[f64],
+    rank: usize,
+    difference: &[f32],
+    [rows, cols]: [usize; 2],
+    is_wide: bool,
+) -> Vec<f64> {
     if is_wide {
         let mut other = vec![0.0; rank * cols];
         for start in (0..cols).step_by(TILE) {
             let len = TILE.min(cols - start);
             let tile = columns(difference, cols, start, len);
             let mut part = vec![0.0; rank * len];
-            symmetric::add_product(own, (rows as isize, 1), &tile, (len as isize, 1), [rank, rows, len], &mut part);
+            symmetric::add_product(
+                own,
+                (rows as isize, 1),
+                &tile,
+                (len as isize, 1),
+                [rank, rows, len],
+                &mut part,
+            );
             for (row, part) in part.chunks_exact(len).enumerate() {
                 other[row * cols + start..][..len].copy_from_slice(part);
             }
@@ -126,7 +153,14 @@ fn opposite(own: &[f64], rank: usize, difference: &[f32], [rows, cols]: [usize; 
         let len = tile.len() / cols;
         let tile: Vec<f64> = tile.iter().map(|value| f64::from(*value)).collect();
         let mut part = vec![0.0; rank * len];
-        symmetric::add_product(own, (cols as isize, 1), &tile, (1, cols as isize), [rank, cols, len], &mut part);
+        symmetric::add_product(
+            own,
+            (cols as isize, 1),
+            &tile,
+            (1, cols as isize),
+            [rank, cols, len],
+            &mut part,
+        );
         for (row, part) in part.chunks_exact(len).enumerate() {
             other[row * rows + at * TILE..][..len].copy_from_slice(part);
         }
@@ -147,9 +181,20 @@ fn missed(difference: &[f32], [rows, cols]: [usize; 2], rank: usize, left: &[f64
         let len = TILE.min(rows - start);
         let mut product = vec![0.0; len * cols];
         let own = &left[start * rank..(start + len) * rank];
-        symmetric::add_product(own, (rank as isize, 1), right, (cols as isize, 1), [len, rank, cols], &mut product);
+        symmetric::add_product(
+            own,
+            (rank as isize, 1),
+            right,
+            (cols as isize, 1),
+            [len, rank, cols],
+            &mut product,
+        );
         let wanted = &difference[start * cols..(start + len) * cols];
-        sum += wanted.iter().zip(&product).map(|(wanted, came)| (f64::from(*wanted) - came).powi(2)).sum::<f64>();
+        sum += wanted
+            .iter()
+            .zip(&product)
+            .map(|(wanted, came)| (f64::from(*wanted) - came).powi(2))
+            .sum::<f64>();
     }
     sum
 }
@@ -193,7 +238,9 @@ mod tests {
             let came = factor("x", &wanted, [rows, cols], Size::Energy(1.0), Dtype::F32).unwrap().unwrap();
             assert_eq!(came.rank, rows.min(cols));
             let wide = |bytes: &[u8]| values::to_f32("x", Dtype::F32, bytes).unwrap();
-            for (came, wanted) in product(&wide(&came.left), &wide(&came.right), came.rank).iter().zip(&wanted) {
+            for (came, wanted) in
+                product(&wide(&came.left), &wide(&came.right), came.rank).iter().zip(&wanted)
+            {
                 assert!((came - wanted).abs() < 1e-5, "{rows} by {cols}: {came} for {wanted}");
             }
             assert!(came.error <= 1e-12 * came.energy);

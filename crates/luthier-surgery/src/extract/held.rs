@@ -104,7 +104,8 @@ fn compare(prepared: &Prepared, tensor: &Shared, options: &Options) -> Result<Fo
         Ok(find(input.checkpoint.tensors.infos(), name)?.dtype.is_float())
     };
     if !is_float(&prepared.base)? || !is_float(&prepared.tuned)? {
-        let (a, b) = (prepared.base.checkpoint.tensors.read(name)?, prepared.tuned.checkpoint.tensors.read(name)?);
+        let (a, b) =
+            (prepared.base.checkpoint.tensors.read(name)?, prepared.tuned.checkpoint.tensors.read(name)?);
         return Ok(if a[..] == b[..] { Found::Same } else { Found::Changed(None) });
     }
     let mut difference = values(&prepared.tuned, name)?;
@@ -121,7 +122,6 @@ fn compare(prepared: &Prepared, tensor: &Shared, options: &Options) -> Result<Fo
         _ => Ok(Found::Changed(None)),
     }
 }
-
 
 /// One tensor of the adapter.
 struct Piece {
@@ -180,7 +180,9 @@ impl Held {
             dtype: options.dtype,
         };
         for tensor in &prepared.classified.shared {
-            let (Some(factored), Some(way)) = (changes.changed.get(&tensor.name), prepared.way(tensor, options)) else {
+            let (Some(factored), Some(way)) =
+                (changes.changed.get(&tensor.name), prepared.way(tensor, options))
+            else {
                 continue;
             };
             match (way, factored) {
@@ -195,7 +197,8 @@ impl Held {
             let is_paired = held.pairs.iter().any(|(paired, ..)| paired == path);
             let inner = if is_paired { "base_layer.bias" } else { "bias" };
             let name = if path.is_empty() { "bias".to_string() } else { format!("{path}.bias") };
-            let stored = if path.is_empty() { format!("{PREFIX}bias") } else { format!("{PREFIX}{path}.{inner}") };
+            let stored =
+                if path.is_empty() { format!("{PREFIX}bias") } else { format!("{PREFIX}{path}.{inner}") };
             let shape = find(held.tuned.infos(), &name)?.shape.clone();
             let info = TensorInfo { name: stored, dtype: options.dtype, shape };
             held.pieces.push(Piece { info, from: From::Tuned { name } });

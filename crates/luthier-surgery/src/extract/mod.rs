@@ -149,7 +149,7 @@ pub fn plan(base: &Input, tuned: &Input, options: &Options) -> Result<Plan> {
             Size::Rank(rank) => rank.min(tensor.shape.iter().copied().min().unwrap_or(0)),
             Size::Energy(_) => tensor.shape.iter().copied().min().unwrap_or(0),
         };
-        for info in held::infos(tensor, way, rank, options.dtype) {
+        for info in prepared.planned(tensor, way, rank, options.dtype) {
             infos.push(info);
             from.push(format!("the change of {}, if any", tensor.name));
         }
@@ -161,7 +161,8 @@ pub fn plan(base: &Input, tuned: &Input, options: &Options) -> Result<Plan> {
     }
     let plan = Plan::new(&infos, from, notes);
     let threads = luthier_kernels::pool::threads();
-    let work = prepared.classified.shared.iter().map(|tensor| held::memory_bytes(&tensor.shape)).max().unwrap_or(0);
+    let work =
+        prepared.classified.shared.iter().map(|tensor| held::memory_bytes(&tensor.shape)).max().unwrap_or(0);
     Ok(Plan { memory_bytes: plan.size_bytes + threads * work + (4 << 20), ..plan })
 }
 
@@ -181,8 +182,13 @@ pub fn run(
     let held = Held::new(&prepared, &changes, options)?;
     if held.infos().is_empty() {
         return Err(Error::Use(match changes.untargeted.is_empty() {
-            true => format!("{} and {} have the same weights: there is no adapter to extract", base.label, tuned.label),
-            false => "no matrix that --target-modules names changed: there is no adapter to extract".to_string(),
+            true => format!(
+                "{} and {} have the same weights: there is no adapter to extract",
+                base.label, tuned.label
+            ),
+            false => {
+                "no matrix that --target-modules names changed: there is no adapter to extract".to_string()
+            }
         }));
     }
     let mut report = held.report(&changes);
@@ -285,6 +291,19 @@ impl Prepared {
         }
     }
 
+    /// The tensors that hold a change, those of a head that is tied to it too.
+    fn planned(&self, tensor: &Shared, way: held::Way, rank: usize, dtype: Dtype) -> Vec<TensorInfo> {
+        let mut infos = held::infos(tensor, way, rank, dtype);
+        let ties = self.layout.iter().flat_map(|layout| &layout.ties);
+        for tie in ties.filter(|tie| {
+            way == held::Way::Module && tie.target == tensor.name && self.classified.has_tied_head
+        }) {
+            let name = format!("{}{}", luthier_checkpoint::adapter::PREFIX, tie.name);
+            infos.push(TensorInfo { name, dtype, shape: tensor.shape.clone() });
+        }
+        infos
+    }
+
     /// What lies on the disk: the base's parts, then the tuned model's.
     fn parts(&self) -> Vec<&Input> {
         self.base.parts().into_iter().chain(self.tuned.parts()).collect()
@@ -353,7 +372,13 @@ impl Held {
         for (path, rank, pair_error, pair_energy) in self.pairs() {
             let name = last(path);
             let group = groups.entry(name).or_insert_with(|| {
-                let group = Group { name: name.to_string(), modules: 0, rank_min: rank, rank_max: rank, relative_error: 0.0 };
+                let group = Group {
+                    name: name.to_string(),
+                    modules: 0,
+                    rank_min: rank,
+                    rank_max: rank,
+                    relative_error: 0.0,
+                };
                 (group, 0.0, 0.0)
             });
             group.0.modules += 1;
@@ -363,10 +388,9 @@ impl Held {
             (error, energy) = (error + pair_error, energy + pair_energy);
         }
         let relative = |error: f64, energy: f64| (error / energy.max(f64::MIN_POSITIVE)).sqrt();
-        let groups = groups.into_values().map(|(group, error, energy)| Group {
-            relative_error: relative(error, energy),
-            ..group
-        });
+        let groups = groups
+            .into_values()
+            .map(|(group, error, energy)| Group { relative_error: relative(error, energy), ..group });
         Report {
             groups: groups.collect(),
             relative_error: relative(error, energy),

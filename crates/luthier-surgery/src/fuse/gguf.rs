@@ -56,7 +56,8 @@ impl FileAgain {
         let origin = |info: &TensorInfo| match self.changed.get(&info.name) {
             None => Origin::From { input: 0, name: info.name.clone() },
             Some((model, _)) => {
-                let sources = sources(model).into_iter().map(|(part, name)| (part, self.name_in(part, name))).collect();
+                let sources =
+                    sources(model).into_iter().map(|(part, name)| (part, self.name_in(part, name))).collect();
                 Origin::Merged { sources, how: format!("with an adapter, as {}", info.dtype) }
             }
         };

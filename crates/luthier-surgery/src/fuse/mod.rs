@@ -108,16 +108,22 @@ impl Fusion {
             return Err(Error::Use(not_requantized(&base.label, has_blocks, is_rounded_folder, options)));
         }
         let mut notes = known(&base)?;
-        let strength = Strength { scale: options.scale, is_wide: keeps_file || keeps_folder || options.dtype.is_some() };
+        let strength =
+            Strength { scale: options.scale, is_wide: keeps_file || keeps_folder || options.dtype.is_some() };
         let (input, changed, adapters) = with_adapters(&base, adapters, strength, &mut notes)?;
         if has_blocks && !is_gguf_name(out) && options.dtype.is_none() {
-            notes.push("a folder does not hold the base's quantised types: they become f32, or what --dtype says".to_string());
+            notes.push(
+                "a folder does not hold the base's quantised types: they become f32, or what --dtype says"
+                    .to_string(),
+            );
         }
         let form = match file {
             Some(file) if keeps_file => Form::File(file),
-            _ if keeps_folder => {
-                Form::BitsAndBytes(Arc::new(Requantized::new(&place, Arc::clone(&input.checkpoint.tensors), &changed)?))
-            }
+            _ if keeps_folder => Form::BitsAndBytes(Arc::new(Requantized::new(
+                &place,
+                Arc::clone(&input.checkpoint.tensors),
+                &changed,
+            )?)),
             _ if is_gguf_name(out) => Form::Gguf,
             _ => Form::Folder,
         };
@@ -170,7 +176,12 @@ impl Fusion {
     pub fn run(&self, out: &Path, options: &Options, measurements: Map<String, Value>) -> Result<Report> {
         let ledger = match &self.form {
             Form::File(file) => {
-                let view = FileAgain::new(Arc::clone(file), &self.base.checkpoint.config, self.rounded(), &self.changed)?;
+                let view = FileAgain::new(
+                    Arc::clone(file),
+                    &self.base.checkpoint.config,
+                    self.rounded(),
+                    &self.changed,
+                )?;
                 let metadata = gguf::metadata(file, &self.changed);
                 let stored = self.with_stored(Arc::clone(file) as Arc<dyn TensorSource>);
                 let origins = view.origins(&|name| self.input.sources(name));
@@ -182,7 +193,7 @@ impl Fusion {
             }
             Form::BitsAndBytes(parts) => self.write_parts(parts, out, options, measurements)?,
             Form::Gguf => {
-                let model = Checkpoint { config: self.input.checkpoint.config.clone(), ..self.input.checkpoint.clone() };
+                let model = self.input.checkpoint.clone();
                 let job = self.job(options, self.origins(model.tensors.infos()));
                 model_as_gguf::write_model(&model, options.dtype, out, options.force, job, measurements)?
             }
@@ -205,7 +216,12 @@ impl Fusion {
         )
     }
 
-    fn write_floats(&self, out: &Path, options: &Options, measurements: Map<String, Value>) -> Result<LedgerSummary> {
+    fn write_floats(
+        &self,
+        out: &Path,
+        options: &Options,
+        measurements: Map<String, Value>,
+    ) -> Result<LedgerSummary> {
         let base = &self.base.checkpoint;
         let source = Arc::clone(&self.input.checkpoint.tensors);
         let view = Cast::new(source, |info| folder_type(info.dtype, options.dtype));
@@ -229,7 +245,8 @@ impl Fusion {
         measurements: Map<String, Value>,
     ) -> Result<LedgerSummary> {
         let view = Arc::clone(parts) as Arc<dyn TensorSource>;
-        let model = Checkpoint { config: parts.config.clone(), tensors: view, ..self.base.checkpoint.clone() };
+        let model =
+            Checkpoint { config: parts.config.clone(), tensors: view, ..self.base.checkpoint.clone() };
         let origins = parts.origins(&|name| self.input.sources(name));
         let stored = self.with_stored(Arc::clone(&parts.stored));
         let job = Job { inputs: stored.iter().collect(), ..self.job(options, origins) };
@@ -247,15 +264,24 @@ impl Fusion {
                 let view = Cast::new(Arc::clone(tensors), |info| folder_type(info.dtype, options.dtype));
                 (view.infos().to_vec(), self.origins(view.infos()))
             }
-            Form::Gguf => {
-                model_as_gguf::planned_model(&self.input.checkpoint, options.dtype, &self.origins(tensors.infos()))?
-            }
+            Form::Gguf => model_as_gguf::planned_model(
+                &self.input.checkpoint,
+                options.dtype,
+                &self.origins(tensors.infos()),
+            )?,
             Form::File(file) => {
-                let view = FileAgain::new(Arc::clone(file), &self.base.checkpoint.config, self.rounded(), &self.changed)?;
+                let view = FileAgain::new(
+                    Arc::clone(file),
+                    &self.base.checkpoint.config,
+                    self.rounded(),
+                    &self.changed,
+                )?;
                 let origins = view.origins(&|name| self.input.sources(name));
                 (view.infos().to_vec(), origins)
             }
-            Form::BitsAndBytes(parts) => (parts.infos().to_vec(), parts.origins(&|name| self.input.sources(name))),
+            Form::BitsAndBytes(parts) => {
+                (parts.infos().to_vec(), parts.origins(&|name| self.input.sources(name)))
+            }
         })
     }
 
@@ -301,12 +327,17 @@ impl Fusion {
 /// Why there is nothing to round.
 fn not_requantized(label: &str, has_blocks: bool, is_rounded_folder: bool, options: &Options) -> String {
     match (options.dtype, has_blocks || is_rounded_folder) {
-        (Some(dtype), _) => format!("--requantize: --dtype {dtype} asks for another type; leave one of them out"),
+        (Some(dtype), _) => {
+            format!("--requantize: --dtype {dtype} asks for another type; leave one of them out")
+        }
         (None, false) => format!("--requantize: {label} is not quantised; leave it out"),
         (None, true) if has_blocks => {
-            "--requantize: the base's types are held by GGUF files alone; give OUT a name that ends in .gguf".to_string()
+            "--requantize: the base's types are held by GGUF files alone; give OUT a name that ends in .gguf"
+                .to_string()
         }
-        (None, true) => "--requantize: a GGUF file does not hold bitsandbytes' types; name a folder".to_string(),
+        (None, true) => {
+            "--requantize: a GGUF file does not hold bitsandbytes' types; name a folder".to_string()
+        }
     }
 }
 
@@ -332,7 +363,10 @@ fn with_adapters(
 fn known(base: &Input) -> Result<Vec<String>> {
     Ok(match known_layout(&base.checkpoint)? {
         true => Vec::new(),
-        false => vec![format!("the architecture of {} is not known: weights are not compared with the config", base.label)],
+        false => vec![format!(
+            "the architecture of {} is not known: weights are not compared with the config",
+            base.label
+        )],
     })
 }
 

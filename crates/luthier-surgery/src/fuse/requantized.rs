@@ -46,7 +46,11 @@ impl Requantized {
         Ok(method.and_then(Value::as_str) == Some("bitsandbytes"))
     }
 
-    pub(super) fn new(place: &Path, exact: Arc<dyn TensorSource>, changed: &HashSet<String>) -> Result<Requantized> {
+    pub(super) fn new(
+        place: &Path,
+        exact: Arc<dyn TensorSource>,
+        changed: &HashSet<String>,
+    ) -> Result<Requantized> {
         let (config, stored) = folder::open_stored(place)?;
         let (mut weights, mut numbers) = (Vec::new(), HashMap::new());
         for info in stored.infos() {
@@ -67,7 +71,11 @@ impl Requantized {
         for weight in &weights {
             new.extend(parts::infos(weight)?.into_iter().map(|info| (info.name.clone(), info)));
         }
-        let infos = stored.infos().iter().map(|info| new.remove(&info.name).unwrap_or_else(|| info.clone())).collect();
+        let infos = stored
+            .infos()
+            .iter()
+            .map(|info| new.remove(&info.name).unwrap_or_else(|| info.clone()))
+            .collect();
         if let Some(name) = new.keys().min() {
             return Err(Error::tensor(name, "is missing; weights of bitsandbytes need it").into());
         }
@@ -94,7 +102,10 @@ impl Requantized {
             let weight = &self.weights[*number];
             if *name != weight.info.name {
                 let of_base = vec![(0, name.clone())];
-                return Origin::Merged { sources: of_base, how: format!("part of a {} weight with an adapter", weight.name()) };
+                return Origin::Merged {
+                    sources: of_base,
+                    how: format!("part of a {} weight with an adapter", weight.name()),
+                };
             }
             Origin::Merged { sources: sources(name), how: format!("with an adapter, as {}", weight.name()) }
         };
@@ -111,7 +122,11 @@ fn weight_of(stored: &dyn TensorSource, info: &TensorInfo) -> Result<Option<(Str
         let levels = match state.quant_type.as_str() {
             "nf4" => Levels::Nf4,
             "fp4" => Levels::Fp4,
-            other => return Err(Error::tensor(&info.name, format!("quant_type is {other}; wanted nf4 or fp4")).into()),
+            other => {
+                return Err(
+                    Error::tensor(&info.name, format!("quant_type is {other}; wanted nf4 or fp4")).into()
+                );
+            }
         };
         return Ok(Some((name.to_string(), Weight::four_bits(name, levels, &state)?)));
     }

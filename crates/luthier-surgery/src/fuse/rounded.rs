@@ -59,7 +59,9 @@ pub(super) fn round(info: &TensorInfo, (from, bytes): (Dtype, &[u8])) -> Result<
     blocks::quantize((BlockType::F32, &wide), to, columns, None, &mut target).map_err(|unfit| {
         let what = match unfit {
             Unfit::NotFinite(at) => format!("value {at} is NaN or infinite after fusing"),
-            Unfit::TooLarge(at) => format!("value {at} is too large for {} after fusing; take --dtype f32", info.dtype),
+            Unfit::TooLarge(at) => {
+                format!("value {at} is too large for {} after fusing; take --dtype f32", info.dtype)
+            }
         };
         Error::tensor(name, what)
     })?;

@@ -342,7 +342,10 @@ pub(super) fn four_bits(
 }
 
 /// The bytes of an int8 weight's parts.
-pub(super) fn int8(source: (luthier_kernels::blocks::BlockType, &[u8]), info: &TensorInfo) -> Result<Vec<Vec<u8>>> {
+pub(super) fn int8(
+    source: (luthier_kernels::blocks::BlockType, &[u8]),
+    info: &TensorInfo,
+) -> Result<Vec<Vec<u8>>> {
     let (rows, columns) = (info.shape[0], info.shape[1]);
     let mut codes = vec![0u8; rows * columns];
     let mut scales = vec![0f32; rows];

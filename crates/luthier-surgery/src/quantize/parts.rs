@@ -24,7 +24,8 @@ impl Weight {
         let dtype = known
             .into_iter()
             .find(|dtype| luthier_checkpoint::bitsandbytes::torch_name(*dtype) == Some(&state.dtype));
-        let is_usual = state.blocksize == BLOCK_LEN && state.nested_blocksize.is_none_or(|len| len == NESTED_BLOCK_LEN);
+        let is_usual =
+            state.blocksize == BLOCK_LEN && state.nested_blocksize.is_none_or(|len| len == NESTED_BLOCK_LEN);
         let Some(dtype) = dtype.filter(|_| is_usual) else {
             let what = format!(
                 "is rounded in blocks of {} ({:?}) from {}; wanted {BLOCK_LEN} ({NESTED_BLOCK_LEN}), to round it again; take --dtype",
@@ -66,7 +67,10 @@ impl Weight {
             Scheme::FourBits { levels, .. } => four_bits(levels, (BlockType::F32, &wide), &rounded)?,
             Scheme::Int8 => int8((BlockType::F32, &wide), &self.info)?,
         };
-        Ok(part_infos(self.scheme, &rounded)?.into_iter().zip(parts.into_iter().map(SharedBytes::from_vec)).collect())
+        Ok(part_infos(self.scheme, &rounded)?
+            .into_iter()
+            .zip(parts.into_iter().map(SharedBytes::from_vec))
+            .collect())
     }
 
     fn rounded(&self) -> Rounded {

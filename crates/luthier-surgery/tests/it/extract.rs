@@ -86,7 +86,10 @@ fn everything_comes_back_at_full_rank() {
             serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
         assert_eq!(keys["ensure_weight_tying"], model_type == "gemma2", "{model_type}");
         assert_eq!(keys["task_type"], Value::Null, "the class is called X");
-        assert_eq!(names(&out), ["README.md", "adapter_config.json", "adapter_model.safetensors", "lineage.json"]);
+        assert_eq!(
+            names(&out),
+            ["README.md", "adapter_config.json", "adapter_model.safetensors", "lineage.json"]
+        );
         let planned = plan(&base, &tuned, &everything()).unwrap();
         assert!(planned.size_bytes >= report.size_bytes, "{model_type}");
     }
@@ -100,7 +103,8 @@ fn two(home: &Path, is_tuned: impl Fn(&str) -> bool) -> [Input; 2] {
         if is_tuned(name) {
             for (at, value) in values.iter_mut().enumerate() {
                 let (row, col) = ((at / cols) as f32, (at % cols) as f32);
-                *value += 0.02 * (row * 0.7).sin() * (col * 0.3).cos() + 0.01 * (row * 0.2).cos() * (col * 1.1).sin();
+                *value += 0.02 * (row * 0.7).sin() * (col * 0.3).cos()
+                    + 0.01 * (row * 0.2).cos() * (col * 1.1).sin();
             }
         }
     });
@@ -110,7 +114,8 @@ fn two(home: &Path, is_tuned: impl Fn(&str) -> bool) -> [Input; 2] {
 #[test]
 fn pairs_have_the_rank_that_the_change_has_and_the_rest_is_listed() {
     let home = tempfile::tempdir().unwrap();
-    let [base, tuned] = two(home.path(), |name| name.contains("q_proj") || name == "model.layers.1.mlp.down_proj.weight");
+    let [base, tuned] =
+        two(home.path(), |name| name.contains("q_proj") || name == "model.layers.1.mlp.down_proj.weight");
     let by = |size: Size, name: &str| {
         let options = Options { size, ..everything() };
         let out = home.path().join(name);
@@ -118,19 +123,19 @@ fn pairs_have_the_rank_that_the_change_has_and_the_rest_is_listed() {
     };
     let (report, out) = by(Size::Rank(2), "two");
     assert!(report.relative_error < 1e-5, "{}", report.relative_error);
-    assert_near(
-        refused_or(&base, &out).checkpoint.tensors.as_ref(),
-        tuned.checkpoint.tensors.as_ref(),
-        1e-6,
-    );
+    assert_near(refused_or(&base, &out).checkpoint.tensors.as_ref(), tuned.checkpoint.tensors.as_ref(), 1e-6);
     assert_eq!(report.ranks.len(), 4);
     assert!(report.unchanged.contains(&"model.layers.0.mlp.down_proj.weight".to_string()));
-    let keys: Value = serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    let keys: Value =
+        serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(keys["target_modules"], json!(["model.layers.1.mlp.down_proj", "q_proj"]));
     assert_eq!((&keys["r"], &keys["lora_alpha"]), (&json!(2), &json!(2)));
     let (report, _) = by(Size::Rank(1), "one");
     assert!(report.relative_error > 0.05 && report.relative_error < 0.9);
-    assert_eq!(report.groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(), ["down_proj", "q_proj"]);
+    assert_eq!(
+        report.groups.iter().map(|group| group.name.as_str()).collect::<Vec<_>>(),
+        ["down_proj", "q_proj"]
+    );
     let (report, _) = by(Size::Energy(0.999_999), "energy");
     assert!(report.ranks.values().all(|rank| *rank == 2), "{:?}", report.ranks);
     let lineage = Lineage::read(&home.path().join("energy")).unwrap().unwrap();
@@ -164,7 +169,8 @@ fn a_fine_tune_in_another_type_and_another_prefix_is_one() {
     let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_string();
     let renamed: Vec<TensorInfo> =
         infos.iter().map(|info| TensorInfo { name: bare(&info.name), ..info.clone() }).collect();
-    let mut writer = SafetensorsWriter::create(&folder, &renamed, &SafetensorsWriter::pt_metadata(), None).unwrap();
+    let mut writer =
+        SafetensorsWriter::create(&folder, &renamed, &SafetensorsWriter::pt_metadata(), None).unwrap();
     for info in &infos {
         writer.write(&bare(&info.name), &tuned.checkpoint.tensors.read(&info.name).unwrap()).unwrap();
     }
@@ -191,13 +197,10 @@ fn weights_stored_the_other_way_round_are_told_by_their_biases() {
     let tuned = Input::new("tuned", Checkpoint::open_folder(&tuned).unwrap());
     let out = home.path().join("out");
     extract(&base, &tuned, &out, &everything()).unwrap();
-    let keys: Value = serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    let keys: Value =
+        serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(keys["fan_in_fan_out"], true);
-    assert_near(
-        refused_or(&base, &out).checkpoint.tensors.as_ref(),
-        tuned.checkpoint.tensors.as_ref(),
-        1e-5,
-    );
+    assert_near(refused_or(&base, &out).checkpoint.tensors.as_ref(), tuned.checkpoint.tensors.as_ref(), 1e-5);
 }
 
 #[test]
@@ -225,7 +228,12 @@ fn what_an_adapter_would_lose_or_does_not_fit_is_refused() {
     });
     check(&base, &norms, bare(), "7 norms (--norms stores them): model.layers.0.input_layernorm.weight");
     check(&base, &norms, bare(), "1 embeddings (--embeddings stores them): model.embed_tokens.weight");
-    check(&base, &norms, Options { norms: true, ..bare() }, "1 heads (--embeddings stores them): lm_head.weight");
+    check(
+        &base,
+        &norms,
+        Options { norms: true, ..bare() },
+        "1 heads (--embeddings stores them): lm_head.weight",
+    );
     let broken = changed("broken", &|name, values| {
         if name.ends_with("layers.1.mlp.up_proj.weight") {
             values[5] = f32::NAN;
@@ -235,13 +243,20 @@ fn what_an_adapter_would_lose_or_does_not_fit_is_refused() {
     let wide = open(&write(&at("wide"), &config("llama", 24, 33), Dtype::F32, 4));
     check(&base, &wide, everything(), "has shape [33, 20] in parent and [33, 24] in parent");
     let qwen = open(&write(&at("qwen"), &config("qwen2", 20, 33), Dtype::F32, 4));
-    check(&base, &qwen, everything(), "has 9 tensors that parent has not: model.layers.0.self_attn.q_proj.bias");
+    check(
+        &base,
+        &qwen,
+        everything(),
+        "has 9 tensors that parent has not: model.layers.0.self_attn.q_proj.bias",
+    );
     check(&qwen, &base, everything(), "leave them out with --exclude");
-    let excluded = Options { exclude: ["q_proj", "k_proj", "v_proj"].map(String::from).to_vec(), ..everything() };
+    let excluded =
+        Options { exclude: ["q_proj", "k_proj", "v_proj"].map(String::from).to_vec(), ..everything() };
     extract(&base, &qwen, &at("excluded"), &excluded).unwrap();
     let unknown = Options { exclude: vec!["nothing".to_string()], ..everything() };
     check(&base, &tuned, unknown, "--exclude nothing: fits no tensor");
-    let gemma = [5, 6].map(|seed| open(&write(&at(&format!("g{seed}")), &config("gemma2", 20, 33), Dtype::F32, seed)));
+    let gemma = [5, 6]
+        .map(|seed| open(&write(&at(&format!("g{seed}")), &config("gemma2", 20, 33), Dtype::F32, seed)));
     let pairs = Options { embeddings: Some(Embeddings::Pairs), ..everything() };
     check(&gemma[0], &gemma[1], pairs, "ties its head to its embedding");
 }

@@ -23,7 +23,11 @@ fn options() -> Options {
 
 fn fuse(base: &Input, adapter: &Path, out: &Path, options: &Options) -> luthier_surgery::Result<Report> {
     let adapter = lora_gguf::open(adapter, Some(&base.checkpoint))?;
-    Fusion::new(base.clone(), vec![("adapter".to_string(), adapter)], out, options)?.run(out, options, Map::new())
+    Fusion::new(base.clone(), vec![("adapter".to_string(), adapter)], out, options)?.run(
+        out,
+        options,
+        Map::new(),
+    )
 }
 
 /// A base folder of that type and shape, and an adapter for its matrices in layer 1, its norms there and its embedding.
@@ -83,7 +87,8 @@ fn scale_0_gives_the_bases_bytes_and_scales_add_up() {
     for (name, scale) in [("whole", 1.0), ("half", 0.5), ("back", -1.0)] {
         fuse(&base, &adapter, &at(name), &wide(scale)).unwrap();
     }
-    let [whole, half, back] = ["whole", "half", "back"].map(|name| Checkpoint::open_folder(&at(name)).unwrap());
+    let [whole, half, back] =
+        ["whole", "half", "back"].map(|name| Checkpoint::open_folder(&at(name)).unwrap());
     assert!(whole.tensors.infos().iter().all(|info| info.dtype == Dtype::F32));
     for info in whole.tensors.infos() {
         let of = |checkpoint: &Checkpoint| values_of(checkpoint.tensors.as_ref(), &info.name);
@@ -130,7 +135,8 @@ fn a_quantised_file_keeps_its_types_and_the_bytes_that_do_not_change() {
         let (base, out) = (open(&at("base.gguf")), at("fused.gguf"));
         let opened = lora_gguf::open(&adapter, None).unwrap();
         let options = Options { requantize: true, ..options() };
-        let fusion = Fusion::new(base.clone(), vec![("adapter".to_string(), opened)], &out, &options).unwrap();
+        let fusion =
+            Fusion::new(base.clone(), vec![("adapter".to_string(), opened)], &out, &options).unwrap();
         assert!(fusion.is_rounded());
         let planned = fusion.plan(&options).unwrap();
         fusion.run(&out, &options, Map::new()).unwrap();
@@ -146,9 +152,12 @@ fn a_quantised_file_keeps_its_types_and_the_bytes_that_do_not_change() {
         let (written, exact) = (fusion.written(&options).unwrap(), fusion.exact());
         let file = luthier_arch::open(&out).unwrap();
         for info in written.tensors.infos() {
-            assert!(written.tensors.read(&info.name).unwrap()[..] == file.tensors.read(&info.name).unwrap()[..]);
             let of = |checkpoint: &Checkpoint| values_of(checkpoint.tensors.as_ref(), &info.name);
             let (wanted, came) = (of(&exact), of(&file));
+            // A norm that the file holds as 1 + w loses a last bit on the way.
+            for (written, came) in of(&written).iter().zip(&came) {
+                assert!((written - came).abs() <= 1e-6, "{model_type}: {}: {written} and {came}", info.name);
+            }
             let error: f32 = wanted.iter().zip(&came).map(|(a, b)| (a - b).powi(2)).sum();
             let size: f32 = wanted.iter().map(|value| value.powi(2)).sum();
             assert!(error <= 0.01 * size, "{model_type}: {} loses {}", info.name, error / size);
@@ -191,7 +200,15 @@ fn a_folder_of_bitsandbytes_keeps_its_types_and_the_bytes_that_do_not_change() {
             let is_same = before.read(&info.name).unwrap()[..] == after.read(&info.name).unwrap()[..];
             let may_change = info.name.contains("layers.1.") || info.name == "model.embed_tokens.weight";
             assert!(is_same || may_change, "{}", info.name);
-            assert!(!is_same || !may_change || info.name.contains("quant_") || info.name.contains("format") || info.name.contains("nested"), "{}", info.name);
+            assert!(
+                !is_same
+                    || !may_change
+                    || info.name.contains("quant_")
+                    || info.name.contains("format")
+                    || info.name.contains("nested"),
+                "{}",
+                info.name
+            );
         }
         let (written, exact) = (fusion.written(&options()).unwrap(), fusion.exact());
         let file = Checkpoint::open_folder(&out).unwrap();
@@ -213,22 +230,31 @@ fn an_adapter_goes_to_llama_cpps_form_and_back() {
         let base = write(&home.path().join("base"), &config(model_type, 20, 33), Dtype::F32, 7);
         let tuned = changed(&base, &home.path().join("tuned"), |name, values| {
             if name.contains("_proj.weight") || name == "model.embed_tokens.weight" {
-                values.iter_mut().enumerate().for_each(|(at, value)| *value += 0.05 * (at as f32 * 0.37).sin());
+                values
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(at, value)| *value += 0.05 * (at as f32 * 0.37).sin());
             }
         });
         let at = |name: &str| home.path().join(name);
         let (base, tuned) = (open(&base), open(&tuned));
         extract(&base, &tuned, &at("adapter"), &everything(), |_| Ok(Map::new())).unwrap();
         let options = convert::Options { dtype: None, force: false };
-        let report = convert::adapter("adapter", &at("adapter"), &base, &at("adapter.gguf"), &options).unwrap();
+        let report =
+            convert::adapter("adapter", &at("adapter"), &base, &at("adapter.gguf"), &options).unwrap();
         let file = Gguf::open(&at("adapter.gguf")).unwrap();
         assert_eq!(report.tensors, file.infos().len());
-        assert_eq!(file.get("adapter.lora.alpha").and_then(|value| value.as_f64()), Some(20.0));
+        let alpha = Adapter::open(&at("adapter")).unwrap().config.alpha;
+        assert_eq!(file.get("adapter.lora.alpha").and_then(|value| value.as_f64()), Some(alpha));
         convert::adapter("file", &at("adapter.gguf"), &base, &at("back"), &options).unwrap();
         let (a, b) = (Adapter::open(&at("adapter")).unwrap(), Adapter::open(&at("back")).unwrap());
         assert_eq!(a.modules, b.modules);
         for info in a.tensors.infos() {
-            assert!(a.tensors.read(&info.name).unwrap()[..] == b.tensors.read(&info.name).unwrap()[..], "{}", info.name);
+            assert!(
+                a.tensors.read(&info.name).unwrap()[..] == b.tensors.read(&info.name).unwrap()[..],
+                "{}",
+                info.name
+            );
         }
         for (adapter, out) in [("adapter", "one"), ("adapter.gguf", "other")] {
             fuse(&base, &at(adapter), &at(out), &self::options()).unwrap();
@@ -237,7 +263,9 @@ fn an_adapter_goes_to_llama_cpps_form_and_back() {
         assert!(bytes("one") == bytes("other"));
         let (came, wanted) = (Checkpoint::open_folder(&at("one")).unwrap(), &tuned.checkpoint);
         let name = "model.layers.0.self_attn.q_proj.weight";
-        for (came, wanted) in values_of(came.tensors.as_ref(), name).iter().zip(values_of(wanted.tensors.as_ref(), name)) {
+        for (came, wanted) in
+            values_of(came.tensors.as_ref(), name).iter().zip(values_of(wanted.tensors.as_ref(), name))
+        {
             assert!((came - wanted).abs() < 1e-5);
         }
     }
@@ -279,7 +307,7 @@ fn what_cannot_be_fused_is_refused() {
     check(&base, &adapter, "x", again(), "parent is not quantised; leave it out");
     check(&base, &adapter, "x", Options { dtype: Some(Dtype::F16), ..again() }, "asks for another type");
     let small = open(&write(&at("small"), &config("llama", 32, 33), Dtype::F32, 1));
-    check(&small, &adapter, "x", options(), "belongs to another base");
+    check(&small, &adapter, "x", options(), "of parent has [32]");
     let shallow = {
         let mut config = config("llama", 64, 33);
         config.insert("num_hidden_layers".to_string(), 1.into());
@@ -301,7 +329,13 @@ fn what_cannot_be_fused_is_refused() {
     convert::run(&open(&at("base")), &base, &convert::Options { dtype: None, force: false }).unwrap();
     let came = lora_gguf::open(&base, None);
     assert!(came.is_err(), "a model is no adapter");
-    let came = convert::adapter("adapter", &adapter, &open(&base), &at("x.gguf"), &convert::Options { dtype: None, force: false });
+    let came = convert::adapter(
+        "adapter",
+        &adapter,
+        &open(&base),
+        &at("x.gguf"),
+        &convert::Options { dtype: None, force: false },
+    );
     let came = came.unwrap_err().to_string();
     assert!(came.contains("llama.cpp applies pairs alone"), "{came}");
     assert_eq!(Dtype::Weights(BlockType::F32), Dtype::F32);

@@ -73,15 +73,25 @@ impl Convert {
             None => {
                 let named = place.is_dir().then(|| Adapter::open(&place)).transpose()?;
                 named.and_then(|adapter| adapter.config.base_model).with_context(|| {
-                    format!("adapter {}: it names no base, whose config says where its weights go; give --base", self.model)
+                    format!(
+                        "adapter {}: it names no base, whose config says where its weights go; give --base",
+                        self.model
+                    )
                 })?
             }
         };
-        let base = places::input(&base).with_context(|| format!("the base of adapter {}; name it with --base", self.model))?;
+        let base = places::input(&base)
+            .with_context(|| format!("the base of adapter {}; name it with --base", self.model))?;
         places::check_out(&self.out, self.force, &[&base])?;
         Output::check(&self.out, !is_gguf_name(&self.out), self.force, &[&place])?;
         if self.plan {
-            return super::plan_report(&convert::plan_adapter(&self.model, &place, &base, &self.out, options)?);
+            return super::plan_report(&convert::plan_adapter(
+                &self.model,
+                &place,
+                &base,
+                &self.out,
+                options,
+            )?);
         }
         let result = convert::adapter(&self.model, &place, &base, &self.out, options)
             .with_context(|| format!("adapter {}", self.model))?;

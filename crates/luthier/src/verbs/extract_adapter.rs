@@ -138,7 +138,8 @@ impl Act for ExtractAdapter {
         json["divergence"] = serde_json::to_value(divergence)?;
         let mut text = words(&result);
         if let Some(divergence) = &divergence {
-            let _ = writeln!(text, "base and adapter against {}: {}", self.tuned, divergence::words(divergence));
+            let _ =
+                writeln!(text, "base and adapter against {}: {}", self.tuned, divergence::words(divergence));
         }
         let _ = write!(
             text,
@@ -177,7 +178,9 @@ impl ExtractAdapter {
 /// What did not change, errors by group, and together.
 fn words(result: &extract::Report) -> String {
     let mut text = String::new();
-    for (what, names) in [("did not change", &result.unchanged), ("not targeted, left out", &result.untargeted)] {
+    for (what, names) in
+        [("did not change", &result.unchanged), ("not targeted, left out", &result.untargeted)]
+    {
         if !names.is_empty() {
             let _ = writeln!(text, "{what}: {}", names.join(", "));
         }
@@ -198,4 +201,3 @@ fn words(result: &extract::Report) -> String {
     }
     text
 }
-

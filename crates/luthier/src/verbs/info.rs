@@ -25,7 +25,8 @@ impl Act for Info {
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
         if places::is_adapter(&self.model)? {
-            let adapter = places::adapter(&self.model, None).with_context(|| format!("adapter {}", self.model))?;
+            let adapter =
+                places::adapter(&self.model, None).with_context(|| format!("adapter {}", self.model))?;
             let facts = adapter_info::run(&adapter);
             return Ok(Report { json: serde_json::to_value(&facts)?, text: adapter_words(&facts) });
         }
@@ -97,7 +98,11 @@ fn adapter_words(facts: &AdapterInfo) -> String {
         (true, true) => ", rsLoRA, DoRA",
     };
     let base = facts.base_model.as_deref().unwrap_or("-");
-    let _ = writeln!(text, "\nadapter         {}{kind}, rank {}, alpha {}", facts.peft_type, facts.rank, facts.alpha);
+    let _ = writeln!(
+        text,
+        "\nadapter         {}{kind}, rank {}, alpha {}",
+        facts.peft_type, facts.rank, facts.alpha
+    );
     let _ = writeln!(text, "base            {base}");
     let _ = writeln!(text, "parameters      {}", facts.parameters);
     let _ = writeln!(text, "tensors         {:.1} MB", facts.size_bytes as f64 / 1e6);

@@ -37,8 +37,12 @@ fn a_fine_tune_becomes_an_adapter_and_a_model_again() {
     let keys: Vec<&str> = lineage["recipe"].as_object().unwrap().keys().map(String::as_str).collect();
     let wanted = "base tuned rank energy target_modules exclude embeddings norms biases dtype text";
     assert_eq!(keys.join(" "), wanted);
-    assert_eq!((&lineage["recipe"]["rank"], &lineage["recipe"]["dtype"]), (&Value::Null, &Value::from("f32")));
-    let keys = json(at, &["lineage", "fused"])["recipe"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        (&lineage["recipe"]["rank"], &lineage["recipe"]["dtype"]),
+        (&Value::Null, &Value::from("f32"))
+    );
+    let keys =
+        json(at, &["lineage", "fused"])["recipe"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys.join(" "), "base adapter then scale dtype requantize text");
     let facts = json(at, &["info", "adapter"]);
     assert_eq!(facts["base_model"], "base");
@@ -59,7 +63,14 @@ fn a_quantised_base_is_rounded_again_and_compared() {
     let at = tempdir().unwrap();
     let at = at.path();
     two(at);
-    json(at, &[&FROM[..], &["adapter", "--exclude", "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm"]].concat());
+    json(
+        at,
+        &[
+            &FROM[..],
+            &["adapter", "--exclude", "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm"],
+        ]
+        .concat(),
+    );
     json(at, &["quantize", "base", "base.gguf", "--to", "Q8_0"]);
     let planned = json(at, &["fuse-adapter", "base.gguf", "adapter", "fused.gguf", "--plan"]);
     let report = json(at, &["fuse-adapter", "base.gguf", "adapter", "fused.gguf"]);
@@ -73,7 +84,9 @@ fn a_quantised_base_is_rounded_again_and_compared() {
     assert!(report["divergence"]["tokens"].as_u64().unwrap() > 50);
     let report = json(at, &["fuse-adapter", "small", "adapter", "wide", "--dtype", "f16"]);
     assert_eq!(report["divergence"], Value::Null);
-    assert!(refusal(at, &["fuse-adapter", "base", "adapter", "x", "--requantise"]).contains("is not quantised"));
+    assert!(
+        refusal(at, &["fuse-adapter", "base", "adapter", "x", "--requantise"]).contains("is not quantised")
+    );
     assert!(refusal(at, &["fuse-adapter", "base", "tuned", "x"]).contains("adapter_config.json"));
 }
 
@@ -82,7 +95,13 @@ fn an_adapter_is_converted_to_llama_cpps_form() {
     let at = tempdir().unwrap();
     let at = at.path();
     two(at);
-    let out = ["adapter", "--rank", "4", "--exclude", "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm"];
+    let out = [
+        "adapter",
+        "--rank",
+        "4",
+        "--exclude",
+        "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm",
+    ];
     json(at, &[&FROM[..], &out].concat());
     json(at, &["convert", "adapter", "adapter.gguf"]);
     json(at, &["convert", "adapter.gguf", "back", "--base", "base"]);

@@ -15,7 +15,18 @@ const KILLS: u32 = 7;
 const VERBS: [&[&str]; 9] = [
     &["adapt", "a", "out"],
     &["convert", "a", "out.gguf"],
-    &["extract-adapter", "--base", "a", "--tuned", "t", "out", "--energy", "1", "--embeddings=full", "--norms"],
+    &[
+        "extract-adapter",
+        "--base",
+        "a",
+        "--tuned",
+        "t",
+        "out",
+        "--energy",
+        "1",
+        "--embeddings=full",
+        "--norms",
+    ],
     &["fuse-adapter", "a", "l", "out"],
     &["fuse-adapter", "q.gguf", "l", "out.gguf"],
     &["merge", "ties.yaml", "out"],
@@ -35,7 +46,10 @@ fn with_inputs() -> tempfile::TempDir {
     let more = "merge_method: linear\nmodels:\n  - {model: b, parameters: {weight: 1.01}}\nparameters: {normalize: false}\n";
     std::fs::write(at.path().join("more.yaml"), more).unwrap();
     json(at.path(), &["merge", "more.yaml", "t"]);
-    json(at.path(), &["extract-adapter", "--base", "a", "--tuned", "t", "l", "--rank", "4", "--embeddings", "--norms"]);
+    json(
+        at.path(),
+        &["extract-adapter", "--base", "a", "--tuned", "t", "l", "--rank", "4", "--embeddings", "--norms"],
+    );
     json(at.path(), &["quantize", "a", "q.gguf", "--to", "Q8_0"]);
     at
 }
