@@ -149,7 +149,7 @@ pub fn plan(base: &Input, tuned: &Input, options: &Options) -> Result<Plan> {
             Size::Rank(rank) => rank.min(tensor.shape.iter().copied().min().unwrap_or(0)),
             Size::Energy(_) => tensor.shape.iter().copied().min().unwrap_or(0),
         };
-        for info in held::infos(tensor, way, rank, options.dtype) {
+        for info in prepared.planned(tensor, way, rank, options.dtype) {
             infos.push(info);
             from.push(format!("the change of {}, if any", tensor.name));
         }
@@ -289,6 +289,19 @@ impl Prepared {
             Kind::Bias => options.biases.then_some(held::Way::Bias),
             Kind::Other => None,
         }
+    }
+
+    /// The tensors that hold a change, those of a head that is tied to it too.
+    fn planned(&self, tensor: &Shared, way: held::Way, rank: usize, dtype: Dtype) -> Vec<TensorInfo> {
+        let mut infos = held::infos(tensor, way, rank, dtype);
+        let ties = self.layout.iter().flat_map(|layout| &layout.ties);
+        for tie in ties.filter(|tie| {
+            way == held::Way::Module && tie.target == tensor.name && self.classified.has_tied_head
+        }) {
+            let name = format!("{}{}", luthier_checkpoint::adapter::PREFIX, tie.name);
+            infos.push(TensorInfo { name, dtype, shape: tensor.shape.clone() });
+        }
+        infos
     }
 
     /// What lies on the disk: the base's parts, then the tuned model's.

@@ -193,10 +193,7 @@ impl Fusion {
             }
             Form::BitsAndBytes(parts) => self.write_parts(parts, out, options, measurements)?,
             Form::Gguf => {
-                let model = Checkpoint {
-                    config: self.input.checkpoint.config.clone(),
-                    ..self.input.checkpoint.clone()
-                };
+                let model = self.input.checkpoint.clone();
                 let job = self.job(options, self.origins(model.tensors.infos()));
                 model_as_gguf::write_model(&model, options.dtype, out, options.force, job, measurements)?
             }
