@@ -248,19 +248,23 @@ fn an_adapter_goes_to_llama_cpps_form_and_back() {
         assert_eq!(file.get("adapter.lora.alpha").and_then(|value| value.as_f64()), Some(alpha));
         convert::adapter("file", &at("adapter.gguf"), &base, &at("back"), &options).unwrap();
         let (a, b) = (Adapter::open(&at("adapter")).unwrap(), Adapter::open(&at("back")).unwrap());
-        assert_eq!(a.modules, b.modules);
-        for info in a.tensors.infos() {
-            assert!(
-                a.tensors.read(&info.name).unwrap()[..] == b.tensors.read(&info.name).unwrap()[..],
-                "{}",
-                info.name
-            );
-        }
-        for (adapter, out) in [("adapter", "one"), ("adapter.gguf", "other")] {
+        let ranks = |adapter: &Adapter| -> Vec<(String, usize)> {
+            adapter.modules.iter().map(|(path, module)| (path.clone(), module.rank)).collect()
+        };
+        assert_eq!(ranks(&a), ranks(&b));
+        for (adapter, out) in [("adapter", "one"), ("adapter.gguf", "other"), ("back", "again")] {
             fuse(&base, &at(adapter), &at(out), &self::options()).unwrap();
         }
-        let bytes = |name: &str| std::fs::read(at(name).join("model.safetensors")).unwrap();
-        assert!(bytes("one") == bytes("other"));
+        // One alpha serves all pairs there: where ranks differ, B holds the rest of the scale, which rounds.
+        let read = |name: &str| Checkpoint::open_folder(&at(name)).unwrap();
+        for other in ["other", "again"] {
+            for info in read("one").tensors.infos() {
+                let of = |name: &str| values_of(read(name).tensors.as_ref(), &info.name);
+                for (a, b) in of("one").iter().zip(of(other)) {
+                    assert!((a - b).abs() <= 1e-6, "{other}: {}: {a} and {b}", info.name);
+                }
+            }
+        }
         let (came, wanted) = (Checkpoint::open_folder(&at("one")).unwrap(), &tuned.checkpoint);
         let name = "model.layers.0.self_attn.q_proj.weight";
         for (came, wanted) in

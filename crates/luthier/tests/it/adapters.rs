@@ -65,11 +65,8 @@ fn a_quantised_base_is_rounded_again_and_compared() {
     two(at);
     json(
         at,
-        &[
-            &FROM[..],
-            &["adapter", "--exclude", "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm"],
-        ]
-        .concat(),
+        &[&FROM[..], &["adapter", "--exclude", "embed_tokens,norm,input_layernorm,post_attention_layernorm"]]
+            .concat(),
     );
     json(at, &["quantize", "base", "base.gguf", "--to", "Q8_0"]);
     let planned = json(at, &["fuse-adapter", "base.gguf", "adapter", "fused.gguf", "--plan"]);
@@ -95,13 +92,8 @@ fn an_adapter_is_converted_to_llama_cpps_form() {
     let at = tempdir().unwrap();
     let at = at.path();
     two(at);
-    let out = [
-        "adapter",
-        "--rank",
-        "4",
-        "--exclude",
-        "embed_tokens,lm_head,norm,input_layernorm,post_attention_layernorm",
-    ];
+    let out =
+        ["adapter", "--rank", "4", "--exclude", "embed_tokens,norm,input_layernorm,post_attention_layernorm"];
     json(at, &[&FROM[..], &out].concat());
     json(at, &["convert", "adapter", "adapter.gguf"]);
     json(at, &["convert", "adapter.gguf", "back", "--base", "base"]);
