@@ -3,6 +3,8 @@
 //! The values are those of PEFT's `merge_and_unload`: W + s B A in f32, rounded to the type of W; with DoRA each output's
 //! weights are scaled to its length afterwards. Weights that the adapter brings whole replace the model's.
 
+mod place;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +15,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::pool;
 
+use self::place::Place;
 use crate::Input;
 use crate::input::Derived;
 use crate::view::find;
@@ -243,44 +246,6 @@ fn repeats_tied(
         values::to_f32(name, find(source.infos(), name)?.dtype, &source.read(name)?)
     };
     Ok(wide(&adapter.tensors, name)? == wide(source, target)?)
-}
-
-/// How an adapter's paths become the base's names: what is put before them, or taken away.
-struct Place {
-    added: String,
-    removed: String,
-}
-
-impl Place {
-    /// The way in which most of the adapter's weights are the base's; as they are, where that is as good.
-    fn find(infos: &BTreeMap<&str, &TensorInfo>, adapter: &Adapter) -> Place {
-        let of_modules = adapter.modules.keys().map(|path| format!("{path}.weight"));
-        let wanted: HashSet<String> = of_modules.chain(adapter.saved.keys().cloned()).collect();
-        let mut ways = vec![(String::new(), String::new())];
-        for name in &wanted {
-            let tails = name.match_indices('.').map(|(at, _)| (String::new(), name[..=at].to_string()));
-            ways.extend(tails.filter(|(_, head)| infos.contains_key(&name[head.len()..])));
-            let longer = infos.keys().filter_map(|known| known.strip_suffix(name.as_str()));
-            ways.extend(
-                longer.filter(|head| head.ends_with('.')).map(|head| (head.to_string(), String::new())),
-            );
-        }
-        let place = |(added, removed): (String, String)| Place { added, removed };
-        let mut best = (0, place(ways[0].clone()));
-        let mut seen = HashSet::new();
-        for way in ways.into_iter().filter(|way| seen.insert(way.clone())) {
-            let way = place(way);
-            let count = wanted.iter().filter(|name| infos.contains_key(way.name(name).as_str())).count();
-            if count > best.0 {
-                best = (count, way);
-            }
-        }
-        best.1
-    }
-
-    fn name(&self, path: &str) -> String {
-        format!("{}{}", self.added, path.strip_prefix(self.removed.as_str()).unwrap_or(path))
-    }
 }
 
 impl TensorSource for Fused {
