@@ -45,7 +45,7 @@ pub(super) struct Score {
     #[arg(long, value_name = "HOW", value_parser = Aggregation::NAMES)]
     batch: Option<String>,
     /// Also measure what the perplexity is without each layer, and with a few cuts along each axis, which prices the cuts
-    /// that `prune --params` and `--memory` choose from: ten more readings of the text than there are layers
+    /// that `prune --params` and `--memory` choose from: at most ten more readings of the text than there are layers
     #[arg(long)]
     #[serde(default)]
     perplexity: bool,
