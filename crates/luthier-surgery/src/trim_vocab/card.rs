@@ -39,7 +39,20 @@ impl Card {
         }
     }
 
-    pub(super) fn against(self, before: &Card) -> Card {
+    /// The same model with `rows` rows of tokens.
+    pub(super) fn with_rows(&self, rows: usize) -> Card {
+        let of_tokens = self.parameter_size_embedding / self.vocab_size * rows;
+        let others = self.parameter_size_full - self.parameter_size_embedding;
+        let cut = Card {
+            parameter_size_full: others + of_tokens,
+            parameter_size_embedding: of_tokens,
+            vocab_size: rows,
+            ..*self
+        };
+        cut.against(self)
+    }
+
+    fn against(self, before: &Card) -> Card {
         let percent = |after: usize, before: usize| 100.0 * after as f64 / before as f64;
         Card {
             compression_rate_full: percent(self.parameter_size_full, before.parameter_size_full),

@@ -237,7 +237,7 @@ impl<'p> Prepared<'p> {
         let before = Card::of(&layout);
         let (config, dropped) = ids::config(&checkpoint.config, n_rows, &selection.kept);
         notes.extend(dropped);
-        let after = Card::of(&luthier_arch::layout(&config)?).against(&before);
+        let after = before.with_rows(selection.kept.len());
         let corpora = [&main].into_iter().chain(also.iter().map(|(_, ranking)| ranking));
         let corpora = corpora.map(|ranking| ranking.report(&selection.kept)).collect();
         let mut side_files = Vec::new();

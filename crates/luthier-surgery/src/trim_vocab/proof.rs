@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use luthier_arch::{LoadOptions, Model, TokenBatch, load};
 use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::layout::{Part, StackKind};
 use luthier_text::Tokenizer;
 use luthier_text::corpus::{self, Source};
 use serde::Serialize;
@@ -39,6 +40,8 @@ pub struct Proof {
     pub compared_tokens: usize,
     /// Logits of kept tokens that were compared.
     pub compared_logits: usize,
+    /// Values of final states that were compared instead, of an encoder without a head over the vocabulary.
+    pub compared_states: usize,
     /// Largest difference between them and the input's.
     pub max_abs_difference: f64,
     /// Whether they are the same, bit for bit.
@@ -75,7 +78,7 @@ pub(super) fn prove(prepared: &Prepared, made: &Checkpoint) -> Result<Proof> {
     let n_unchanged_tokens: usize = unchanged.iter().map(|line| line.len()).sum();
     let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
     let sample = sample(&unchanged, kept);
-    let (max_abs_difference, compared_logits, bitwise_equal) = compare(prepared, made, &sample)?;
+    let (max_abs_difference, n_compared, bitwise_equal) = compare(prepared, made, &sample)?;
     Ok(Proof {
         lines: lines.len(),
         unchanged_lines: unchanged.len(),
@@ -84,7 +87,8 @@ pub(super) fn prove(prepared: &Prepared, made: &Checkpoint) -> Result<Proof> {
         tokens_after: count(&new),
         unchanged_token_share: share(n_unchanged_tokens, count(&old)),
         compared_tokens: sample.len(),
-        compared_logits,
+        compared_logits: if has_head(prepared) { n_compared } else { 0 },
+        compared_states: if has_head(prepared) { 0 } else { n_compared },
         max_abs_difference,
         bitwise_equal,
     })
@@ -118,52 +122,65 @@ fn sample(unchanged: &[&[u32]], kept: &[u32]) -> Vec<u32> {
     ids
 }
 
-/// The largest difference of kept tokens' logits, how many there were, and whether all are the same bits.
+/// Whether the model has logits: all have but encoders that came without the head that fills masks.
+fn has_head(prepared: &Prepared) -> bool {
+    let stacks = || prepared.layout.tensors.iter().map(|spec| &spec.role);
+    stacks().any(|role| role.stack == StackKind::Decoder || role.part == Part::HeadTransform)
+}
+
+/// The largest difference of kept tokens' logits, or of states where there are none, how many there were, and whether all are the same bits.
 fn compare(prepared: &Prepared, made: &Checkpoint, sample: &[u32]) -> Result<(f64, usize, bool)> {
     let kept = &prepared.selection.kept;
+    let has_head = has_head(prepared);
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let new_id = |id: &u32| kept.binary_search(id).map_or(0, |at| at as u32);
     let (wanted, start) = {
         let parent = load(&prepared.input.checkpoint, &options)?;
         let sample = within_context(parent.as_ref(), sample);
         let start = parent.decoder_start_token();
-        (logits(parent.as_ref(), sample, start)?, start)
+        (values(parent.as_ref(), sample, start, has_head)?, start)
     };
     let child = load(made, &options)?;
     let ids: Vec<u32> = within_context(child.as_ref(), sample).iter().map(new_id).collect();
-    let came = logits(child.as_ref(), &ids, start.as_ref().map(new_id))?;
-    let check = "logits of kept tokens against the input's";
+    let came = values(child.as_ref(), &ids, start.as_ref().map(new_id), has_head)?;
+    let check = if has_head { "logits of kept tokens" } else { "final states" };
     if start.as_ref().map(new_id) != child.decoder_start_token() {
         let (wanted, came) =
             (format!("{:?}", start.as_ref().map(new_id)), format!("{:?}", child.decoder_start_token()));
         return Err(Error::Check { check: "the decoder's start token".to_string(), wanted, came });
     }
-    let (mut largest, mut scale, mut is_same, mut n_logits) = (0f64, 1f64, true, 0);
-    for (wanted, came) in wanted.chunks_exact(prepared.n_rows).zip(came.chunks_exact(kept.len())) {
-        for (&id, came) in kept.iter().zip(came) {
-            let wanted = wanted[id as usize];
-            let difference = f64::from(wanted - came).abs();
-            // Not f64::max, which would let a NaN pass.
-            largest = if largest.is_nan() || difference <= largest { largest } else { difference };
-            scale = scale.max(f64::from(wanted.abs()));
-            is_same &= wanted.to_bits() == came.to_bits();
-            n_logits += 1;
+    let pairs: Vec<(f32, f32)> = match has_head {
+        true => {
+            let rows = wanted.chunks_exact(prepared.n_rows).zip(came.chunks_exact(kept.len()));
+            rows.flat_map(|(wanted, came)| {
+                kept.iter().map(|id| wanted[*id as usize]).zip(came.iter().copied())
+            })
+            .collect()
         }
+        false => wanted.into_iter().zip(came).collect(),
+    };
+    let (mut largest, mut scale, mut is_same) = (0f64, 1f64, true);
+    for &(wanted, came) in &pairs {
+        let difference = f64::from(wanted - came).abs();
+        // Not f64::max, which would let a NaN pass.
+        largest = if largest.is_nan() || difference <= largest { largest } else { difference };
+        scale = scale.max(f64::from(wanted.abs()));
+        is_same &= wanted.to_bits() == came.to_bits();
     }
     if largest <= TOLERANCE * scale {
-        return Ok((largest, n_logits, is_same));
+        return Ok((largest, pairs.len(), is_same));
     }
     let (wanted, came) =
         (format!("equal to {:e}", TOLERANCE * scale), format!("a difference of {largest:e}"));
-    Err(Error::Check { check: check.to_string(), wanted, came })
+    Err(Error::Check { check: format!("{check} against the input's"), wanted, came })
 }
 
 fn within_context<'s>(model: &dyn Model, sample: &'s [u32]) -> &'s [u32] {
     &sample[..sample.len().min(model.context_length().unwrap_or(usize::MAX))]
 }
 
-/// Logits at every token; an encoder-decoder's encoder reads them all, and its decoder behind its start token.
-fn logits(model: &dyn Model, ids: &[u32], start: Option<u32>) -> Result<Vec<f32>> {
+/// Logits, or for want of a head final states, at every token; an encoder-decoder's encoder reads them all, and its decoder behind its start token.
+fn values(model: &dyn Model, ids: &[u32], start: Option<u32>, has_head: bool) -> Result<Vec<f32>> {
     let batch = |ids: Vec<u32>| TokenBatch { ids, rows: 1, segments: None };
     let states = if model.is_encoder_decoder() {
         let encoded = model.encode(&batch(ids.to_vec()))?;
@@ -172,6 +189,7 @@ fn logits(model: &dyn Model, ids: &[u32], start: Option<u32>) -> Result<Vec<f32>
     } else {
         model.hidden(&batch(ids.to_vec()), None, None)?
     };
-    let flat = model.logits(&states)?.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
+    let values = if has_head { model.logits(&states)? } else { states };
+    let flat = values.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
     Ok(flat.map_err(luthier_arch::Error::from)?)
 }

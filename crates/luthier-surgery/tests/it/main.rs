@@ -16,6 +16,7 @@ mod merge;
 mod models;
 mod moments;
 mod prune;
+mod prune_experts;
 mod prune_refusals;
 mod quantize;
 mod quantize_refusals;

@@ -142,14 +142,17 @@ fn words(report: &trim_vocab::Report) -> String {
         true => "equal bit for bit".to_string(),
         false => format!("equal but for rounding, {:.1e} at most", proof.max_abs_difference),
     };
+    let compared = match proof.compared_states {
+        0 => format!("{} logits of kept tokens", proof.compared_logits),
+        n => format!("{n} values of final states"),
+    };
     text.push_str(&format!(
-        "proof: {} of {} lines ({:.2}%) segmented as before, {} tokens became {}; {} logits of kept tokens {equal}",
+        "proof: {} of {} lines ({:.2}%) segmented as before, {} tokens became {}; {compared} {equal}",
         proof.unchanged_lines,
         proof.lines,
         100.0 * proof.unchanged_line_share,
         proof.tokens_before,
-        proof.tokens_after,
-        proof.compared_logits
+        proof.tokens_after
     ));
     text
 }
