@@ -19,5 +19,6 @@ mod quantize_refusals;
 mod sub_model;
 mod target_size;
 mod trim_vocab;
+mod unshared;
 mod upcycle;
 mod vocabulary;

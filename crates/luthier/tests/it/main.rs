@@ -13,6 +13,7 @@ mod outputs;
 mod recipes;
 mod refusals;
 mod resume;
+mod study;
 
 use std::path::Path;
 use std::process::{Command, Output};
