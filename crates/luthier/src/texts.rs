@@ -14,6 +14,16 @@ pub fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
         .with_context(|| format!("--text {}: wanted the name of a file that holds the text", path.display()))
 }
 
+/// The bytes of a text of a recipe: one that comes with the program, or a file.
+pub fn bytes_of_recipe(path: &Path) -> anyhow::Result<Vec<u8>> {
+    if let Some(text) = builtin::text(path) {
+        return Ok(text.as_bytes().to_vec());
+    }
+    refuse_device(path)?;
+    std::fs::read(path)
+        .with_context(|| format!("text {}: wanted the name of a file that holds a text", path.display()))
+}
+
 /// Reads a text of a recipe: one that comes with the program, or a file.
 pub fn read(path: &Path) -> Result<String> {
     match builtin::text(path) {

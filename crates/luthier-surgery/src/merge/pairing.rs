@@ -1,8 +1,7 @@
 //! Which tensors of which models become which tensor of the result, with which parameters.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind, TensorSpec};
 use luthier_checkpoint::{Dtype, TensorInfo};
 use luthier_kernels::blocks::BlockType;
 
@@ -192,8 +191,33 @@ impl<'r> Pairing<'r> {
             }
             values.push(of_inputs);
         }
+        let (info, rows) = self.info_and_rows(name, &inputs, stretch, of_tokens)?;
+        Ok(Piece { info, inputs, base: stretch.base, values, kept: false, rows })
+    }
+
+    /// The result's tensor `name` as one model has it.
+    pub(super) fn kept(
+        &self,
+        name: &str,
+        input: (usize, String),
+        stretch: &Stretch,
+        of_tokens: bool,
+    ) -> Result<Piece> {
+        let inputs = vec![input];
+        let (info, rows) = self.info_and_rows(name, &inputs, stretch, of_tokens)?;
+        Ok(Piece { info, inputs, base: None, values: Vec::new(), kept: true, rows })
+    }
+
+    /// Shape and type of a tensor of the result, and where its rows come from.
+    fn info_and_rows(
+        &self,
+        name: &str,
+        inputs: &[(usize, String)],
+        stretch: &Stretch,
+        of_tokens: bool,
+    ) -> Result<(TensorInfo, Option<Rows>)> {
         let vocabulary = self.vocabulary.filter(|_| of_tokens);
-        let mut info = self.output_info(name, &inputs, vocabulary.is_some())?;
+        let mut info = self.output_info(name, inputs, vocabulary.is_some())?;
         let mut rows = None;
         if let Some(vocabulary) = vocabulary {
             let counted = inputs.iter().map(|(number, name)| {
@@ -201,10 +225,12 @@ impl<'r> Pairing<'r> {
             });
             let counted = counted.collect::<Result<Vec<_>>>()?;
             let width = info.shape[1..].iter().product();
-            rows = Rows::new(vocabulary, &counted, width, stretch.donor, self.inputs)?;
+            let donor = stretch.donor.map(|donor| stretch.sources[donor].0);
+            let donor = inputs.iter().position(|(number, _)| Some(*number) == donor);
+            rows = Rows::new(vocabulary, &counted, width, donor, self.inputs)?;
             info.shape[0] = vocabulary.rows;
         }
-        Ok(Piece { info, inputs, base: stretch.base, values, kept: false, rows })
+        Ok((info, rows))
     }
 
     /// Shape and type of a tensor of the result; refuses shapes that differ, but for the number of rows where these are
@@ -239,63 +265,6 @@ impl<'r> Pairing<'r> {
         Ok(TensorInfo { name: name.to_string(), dtype, shape: first.shape.clone() })
     }
 
-    /// By role, for models whose layouts are known.
-    pub(crate) fn by_layout(
-        &self,
-        target: &Layout,
-        layouts: &[Layout],
-        parts: &BTreeMap<bool, Portion<'r>>,
-    ) -> Result<Vec<Piece>> {
-        let mut pieces = Vec::new();
-        for spec in &target.tensors {
-            pieces.push(self.by_role(spec, &spec.name, layouts, parts)?);
-        }
-        for tie in target.ties.iter().filter(|tie| tie.written) {
-            if let Some(spec) = target.tensors.iter().find(|spec| spec.name == tie.target) {
-                pieces.push(self.by_role(spec, &tie.name, layouts, parts)?);
-            }
-        }
-        Ok(pieces)
-    }
-
-    fn by_role(
-        &self,
-        spec: &TensorSpec,
-        name: &str,
-        layouts: &[Layout],
-        parts: &BTreeMap<bool, Portion<'r>>,
-    ) -> Result<Piece> {
-        let part = &parts[&(spec.role.stack == StackKind::Encoder)];
-        let (stretch, offset, depth) = match spec.role.layer {
-            None if matches!(spec.role.part, Part::FinalNorm | Part::Head) => {
-                (part.stretches.last().expect("a part has stretches"), 0, 0.0)
-            }
-            None => (&part.stretches[0], 0, 0.0),
-            Some(layer) => {
-                let mut left = layer;
-                let found = part.stretches.iter().find(|stretch| {
-                    let inside = left < stretch.len;
-                    left -= if inside { 0 } else { stretch.len };
-                    inside
-                });
-                let stretch = found.expect("the config has as many layers as the stretches");
-                let depth = if stretch.len > 1 { left as f64 / (stretch.len - 1) as f64 } else { 1.0 };
-                (stretch, left, depth)
-            }
-        };
-        let mut inputs = Vec::new();
-        for (number, range, _) in &stretch.sources {
-            let role = Role { layer: spec.role.layer.map(|_| range[0] + offset), ..spec.role };
-            let tied =
-                || layouts[*number].ties.iter().find(|tie| tie.name == spec.name).map(|tie| &tie.target);
-            let found = layouts[*number].at(role).map(|found| &found.name).or_else(tied);
-            let found = found.ok_or_else(|| self.missing(&spec.name, *number, stretch.sources[0].0))?;
-            inputs.push((*number, found.clone()));
-        }
-        let of_tokens = spec.spaces.first() == Some(&Space::Vocab);
-        self.piece(name, inputs, stretch, part.parameters, depth, of_tokens)
-    }
-
     /// By name, for models whose architecture is not known.
     pub(crate) fn by_name(&self, part: &Portion<'r>) -> Result<Vec<Piece>> {
         let stretch = &part.stretches[0];
@@ -326,32 +295,23 @@ impl<'r> Pairing<'r> {
             };
             let has = own.iter().position(|own| own.contains(name)).unwrap_or(lacks);
             // The base comes before the others, wherever it stands in the list.
-            let of_base = stretch.donor.filter(|donor| own[*donor].contains(name));
+            let of_base = Some(stretch.donor.unwrap_or(0)).filter(|donor| own[*donor].contains(name));
             let (lacks, has) = (stretch.sources[lacks].0, stretch.sources[of_base.unwrap_or(has)].0);
             match unshared {
                 Unshared::Refuse => return Err(self.missing(name, lacks, has)),
                 Unshared::Base if of_base.is_none() => {}
                 Unshared::Drop => {}
                 Unshared::Keep | Unshared::Base => {
-                    let inputs = vec![(has, name.clone())];
-                    let info = self.output_info(name, &inputs, false)?;
-                    pieces.push(Piece {
-                        info,
-                        inputs,
-                        base: None,
-                        values: Vec::new(),
-                        kept: true,
-                        rows: None,
-                    });
+                    pieces.push(self.kept(name, (has, name.clone()), stretch, false)?);
                 }
             }
         }
         Ok(pieces)
     }
 
-    fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
+    pub(super) fn missing(&self, name: &str, lacks: usize, has: usize) -> Error {
         let what = format!(
-            "is in {}, but not in {}; tensors that only one parent has cannot be merged; where all are merged by name, unshared (keep, base or drop) says what becomes of them",
+            "is in {}, but not in {}; tensors that only one parent has cannot be merged: unshared (base, keep or drop) says what becomes of them",
             self.inputs[has].label, self.inputs[lacks].label
         );
         luthier_checkpoint::Error::tensor(name, what).into()

@@ -48,9 +48,9 @@ pub struct Recipe {
     /// Parameters of the method for all tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<Parameters>,
-    /// What becomes of tensors that not all models have, where tensors are merged by name: refuse (the default), keep (as
-    /// the base, else the first model that has them), base (those of the base are kept, others left out) or drop. No key of
-    /// mergekit's.
+    /// What becomes of tensors that not all models have, such as heads: refuse (the default), base (those of the base are
+    /// kept, of the first model without a base; others left out), keep (as the base, else the first model that has them) or
+    /// drop. No key of mergekit's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unshared: Option<Unshared>,
 }

@@ -231,8 +231,12 @@ pub(super) fn by_number(recipe: &Recipe, inputs: &[Input]) -> Result<()> {
 
 /// The first token that two of the models spell differently.
 fn difference(inputs: &[Input]) -> Result<Option<String>> {
+    let others: Vec<&Input> = inputs[1..].iter().filter(|input| !same_files(&inputs[0], input)).collect();
+    if others.is_empty() {
+        return Ok(None);
+    }
     let Some(first) = fit::tokenizer(&inputs[0].checkpoint)? else { return Ok(None) };
-    for input in &inputs[1..] {
+    for input in others {
         let Some(other) = fit::tokenizer(&input.checkpoint)? else { continue };
         if let Some((id, [a, b])) = fit::first_token_difference(&first, &other) {
             let (label, other) = (&inputs[0].label, &input.label);
@@ -240,4 +244,9 @@ fn difference(inputs: &[Input]) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// Whether two models' tokenizers are the same byte for byte: large ones take more memory than a merge.
+fn same_files(a: &Input, b: &Input) -> bool {
+    TOKENIZER_FILES.iter().all(|name| a.checkpoint.side_file(name) == b.checkpoint.side_file(name))
 }

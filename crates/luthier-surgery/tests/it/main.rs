@@ -23,5 +23,6 @@ mod quantize_refusals;
 mod sub_model;
 mod target_size;
 mod trim_vocab;
+mod unshared;
 mod upcycle;
 mod vocabulary;

@@ -46,8 +46,8 @@ pub(super) struct Transfer {
     /// Points on the line, its ends included [default: 5]
     #[arg(long, value_name = "N")]
     points: Option<AtLeast<3>>,
-    /// What becomes of tensors that not all three models have, where the architecture is not known: refuse, base (those of
-    /// NEWBASE are kept, others left out), keep or drop [default: refuse]
+    /// What becomes of tensors that not all three models have, such as heads: refuse, base (those of NEWBASE are kept, others
+    /// left out), keep (as NEWBASE, else the first that has them) or drop [default: refuse]
     #[arg(long, value_name = "RULE", value_parser = ["refuse", "base", "keep", "drop"])]
     unshared: Option<String>,
     /// Replace an existing output
@@ -110,6 +110,7 @@ impl Act for Transfer {
                 "scale": scale,
                 "text": self.text,
                 "points": self.points.as_ref().map(|points| points.0),
+                "unshared": self.unshared,
             }),
             measurements: Map::new(),
             seed: 1,

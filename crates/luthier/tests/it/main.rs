@@ -15,6 +15,7 @@ mod prune;
 mod recipes;
 mod refusals;
 mod resume;
+mod study;
 
 use std::path::Path;
 use std::process::{Command, Output};
