@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use luthier_checkpoint::{Checkpoint, Dtype, TensorSource};
+use luthier_checkpoint::{Checkpoint, Dtype, TensorSink};
 use luthier_surgery::merge::{Report, run};
 use serde_json::{Value, json};
 
