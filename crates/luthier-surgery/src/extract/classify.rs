@@ -193,7 +193,9 @@ fn of_kind(info: &TensorInfo, layout: Option<&Layout>, modules: &Modules) -> Sha
     let is_vector = |info: &&TensorInfo| info.shape.len() == 1;
     let part = role.map(|spec| spec.role.part);
     let kind = match part {
-        Some(Part::Embedding | Part::RelativeBias) => Kind::Embedding,
+        Some(Part::Embedding | Part::PositionEmbedding | Part::TokenTypeEmbedding | Part::RelativeBias) => {
+            Kind::Embedding
+        }
         Some(Part::Head) => Kind::Head,
         _ if info.name.ends_with(".weight") && info.shape.len() == 2 => match part {
             Some(_) => Kind::Linear,

@@ -69,6 +69,32 @@ fn assert_near(came: &dyn TensorSource, wanted: &dyn TensorSource, bound: f32) {
 }
 
 #[test]
+fn every_embedding_of_an_encoder_is_a_pair_of_peft_s_kind_for_embeddings() {
+    let home = tempfile::tempdir().unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/bert-plain/config.json");
+    let config: Map<String, Value> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let base = write(&home.path().join("base"), &config, Dtype::F32, 2);
+    let tuned = changed(&base, &home.path().join("tuned"), |_, values| {
+        values.iter_mut().enumerate().for_each(|(i, value)| *value += ((i % 7) as f32 - 3.0) / 100.0);
+    });
+    let [base, tuned] = [base, tuned].map(|place| open(&place));
+    let adapter = home.path().join("adapter");
+    extract(&base, &tuned, &adapter, &everything()).unwrap();
+    let file = SafetensorsFile::open(&adapter.join("adapter_model.safetensors")).unwrap();
+    for name in ["word_embeddings", "position_embeddings", "token_type_embeddings"] {
+        let wanted = ["lora_embedding_A", "lora_embedding_B"]
+            .map(|half| format!("base_model.model.embeddings.{name}.{half}"));
+        let part = format!(".{name}.");
+        let mut held: Vec<&str> = file.infos().iter().map(|info| &info.name[..]).collect();
+        held.retain(|name| name.contains(&part));
+        held.sort();
+        assert_eq!(held, wanted);
+    }
+    let fused = refused_or(&base, &adapter);
+    assert_near(&*fused.checkpoint.tensors, &*tuned.checkpoint.tensors, 1e-5);
+}
+
+#[test]
 fn everything_comes_back_at_full_rank() {
     for model_type in ["llama", "qwen2", "gemma2", "mistral", "qwen3"] {
         let home = tempfile::tempdir().unwrap();

@@ -37,6 +37,14 @@ fn folder(home: &Path, config: &Map<String, Value>, dtype: Dtype) -> PathBuf {
     folder
 }
 
+/// The config of that golden model, for `N_ROWS` rows.
+fn golden(name: &str) -> Map<String, Value> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name).join("config.json");
+    let mut config: Map<String, Value> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    config.insert("vocab_size".to_string(), json!(N_ROWS));
+    config
+}
+
 fn options(home: &Path, wish: Wish) -> Options {
     Options {
         corpus: vec![home.join("text.txt")],
@@ -78,24 +86,20 @@ fn check(parent: &Input, out: &Path, report: &Report) {
             );
         }
     }
-    assert!(report.proof.compared_tokens > 0 && report.proof.compared_logits > 0);
+    assert!(
+        report.proof.compared_tokens > 0 && report.proof.compared_logits + report.proof.compared_states > 0
+    );
     assert!(report.proof.max_abs_difference < 1e-6, "{:?}", report.proof);
 }
 
 #[test]
 fn rows_of_every_architecture_are_cut_and_logits_stay() {
-    let t5 = |name: &str| -> Map<String, Value> {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name).join("config.json");
-        let mut config: Map<String, Value> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-        config.insert("vocab_size".to_string(), json!(N_ROWS));
-        config
-    };
     let mut configs: Vec<Map<String, Value>> =
         ["gemma2", "llama", "qwen2", "qwen3", "mistral"].map(|name| config(name, 24, N_ROWS)).to_vec();
     configs.push(Map::from_iter(
         configs[1].clone().into_iter().chain([("tie_word_embeddings".to_string(), json!(true))]),
     ));
-    configs.extend([t5("t5"), t5("t5-v1_1"), t5("mt5")]);
+    configs.extend(["t5", "t5-v1_1", "mt5"].map(golden));
     for config in configs {
         let home = tempfile::tempdir().unwrap();
         let parent = open(&folder(home.path(), &config, Dtype::BF16));
@@ -122,6 +126,21 @@ fn rows_of_every_architecture_are_cut_and_logits_stay() {
         assert_eq!(lineage.verb, "trim-vocab");
         assert_eq!(lineage.measurements["proof"]["lines"], 2);
     }
+}
+
+#[test]
+fn an_encoder_without_a_head_is_compared_by_its_states() {
+    let home = tempfile::tempdir().unwrap();
+    let mut config = golden("bert-plain");
+    config.insert("max_position_embeddings".to_string(), json!(200));
+    let parent = open(&folder(home.path(), &config, Dtype::F32));
+    let out = home.path().join("out");
+    let report = run(&parent, &out, &options(home.path(), Wish::Keep(290))).unwrap();
+    let (proof, child) = (&report.proof, open(&out).checkpoint);
+    assert_eq!((proof.compared_logits, proof.max_abs_difference), (0, 0.0));
+    assert!(proof.compared_tokens > 0 && proof.compared_states >= proof.compared_tokens);
+    assert_eq!(child.tensors.infos().len(), parent.checkpoint.tensors.infos().len());
+    check(&parent, &out, &report);
 }
 
 #[test]
