@@ -1,11 +1,13 @@
 //! Runs a decoder-only model on a short text, as its config says and as near configs would.
 //!
 //! A head count or a rotary base that is wrong leaves every shape as it is. The right config shows by its loss: one that
-//! predicts the text much better than the model's own is named.
+//! predicts the text much better than the model's own is named. Of an encoder alone it only shows that its states are
+//! numbers.
 
 use candle_core::Device;
-use luthier_arch::{LoadOptions, TokenBatch, load};
+use luthier_arch::{LoadOptions, TokenBatch, layout_of, load};
 use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::layout::{Layout, StackKind};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -56,6 +58,9 @@ pub(super) fn run(checkpoint: &Checkpoint) -> Result<(Option<Trial>, Vec<Finding
     let Some(tokenizer) = fit::tokenizer(checkpoint)? else { return Ok((None, Vec::new())) };
     let mut ids = tokenizer.encode_prompt(TEXT)?;
     ids.truncate(MAX_TOKENS);
+    if is_encoder(&layout_of(checkpoint)?) {
+        return Ok((None, states(checkpoint, &ids)?.into_iter().collect()));
+    }
     let Some(own) = nats(checkpoint, &checkpoint.config, &ids)? else { return Ok((None, Vec::new())) };
     let mut near = Vec::new();
     for (change, config) in near_configs(&checkpoint.config) {
@@ -92,6 +97,25 @@ pub(super) fn run(checkpoint: &Checkpoint) -> Result<(Option<Trial>, Vec<Finding
         near_configs: near,
     };
     Ok((Some(trial), findings))
+}
+
+/// Whether nothing predicts a next token.
+pub(super) fn is_encoder(layout: &Layout) -> bool {
+    layout.tensors.iter().all(|spec| spec.role.stack != StackKind::Decoder)
+}
+
+/// What is wrong with an encoder's states of the text.
+fn states(checkpoint: &Checkpoint, ids: &[u32]) -> Result<Option<Finding>> {
+    let model = load(checkpoint, &LoadOptions { trainable: false, device: Device::Cpu })?;
+    let ids = &ids[..ids.len().min(model.context_length().unwrap_or(usize::MAX))];
+    let states = model.hidden(&TokenBatch { ids: ids.to_vec(), rows: 1, segments: None }, None, None)?;
+    let states = states.flatten_all().and_then(|states| states.to_vec1::<f32>());
+    let are_numbers = states.map_err(luthier_arch::Error::from)?.iter().all(|value| value.is_finite());
+    Ok((!are_numbers).then(|| {
+        let what = "its states of a plain English text are not all finite".to_string();
+        let fix = "the weights are damaged, or made for another config; take them from their source again";
+        Finding::new(Severity::Error, "running the model", what, fix)
+    }))
 }
 
 fn mean(nats: &[f64]) -> f64 {

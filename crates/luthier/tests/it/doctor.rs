@@ -137,3 +137,38 @@ fn healthy_models_raise_nothing() {
         assert_eq!(found["healthy"], true, "{model}: {found}");
     }
 }
+
+/// A tokenizer.json of WordPiece with 61 tokens: special ones, letters at starts and inside of words, marks.
+fn letters() -> Value {
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_string);
+    let starts = ('a'..='z').map(String::from).chain([".", ",", "'", "-"].map(str::to_string));
+    let tokens = special.into_iter().chain(starts).chain(('a'..='z').map(|letter| format!("##{letter}")));
+    let vocabulary: Map<String, Value> =
+        tokens.enumerate().map(|(id, token)| (token, Value::from(id))).collect();
+    let model = json!({
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": vocabulary
+    });
+    json!({
+        "version": "1.0", "added_tokens": [], "normalizer": {"type": "BertNormalizer", "clean_text": true,
+        "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": null,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true}, "model": model
+    })
+}
+
+#[test]
+fn an_encoder_needs_neither_a_head_nor_an_end_token() {
+    let at = tempdir().unwrap();
+    for name in ["bert-plain", "bert"] {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden").join(name);
+        let folder = at.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(golden.join(file), folder.join(file)).unwrap();
+        }
+        fs::write(folder.join("tokenizer.json"), letters().to_string()).unwrap();
+        let found = run(at.path(), &["doctor", name]);
+        assert_eq!((&found["healthy"], &found["trial"]), (&json!(true), &Value::Null), "{name}: {found}");
+    }
+}
