@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::blocks::stack::StackShape;
 use crate::model::Model;
+use crate::random::Stream;
 use crate::table::{self, ModelShape};
 use crate::weights::WeightSet;
 use crate::{Result, memory};
@@ -137,19 +138,11 @@ fn stack_of<'a>(spec: &TensorSpec, shape: &'a ModelShape) -> Option<&'a StackSha
 
 /// Draws by Box-Muller from a SplitMix64 stream of this name and seed.
 pub fn normal(name: &str, seed: u64, deviation: f64, len: usize) -> Vec<f32> {
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // 53 bits, never 0, of which a logarithm is taken.
-        (((mixed ^ (mixed >> 31)) >> 11) as f64 + 1.0) / (1u64 << 53) as f64
-    };
+    let mut stream = Stream::named(name, seed);
     let mut values = Vec::with_capacity(len + 1);
     while values.len() < len {
-        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt() * deviation, std::f64::consts::TAU * uniform());
+        let (radius, angle) = stream.polar();
+        let radius = radius * deviation;
         values.push((radius * angle.cos()) as f32);
         values.push((radius * angle.sin()) as f32);
     }

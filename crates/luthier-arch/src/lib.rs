@@ -22,6 +22,7 @@ pub mod qwen2;
 pub mod qwen2_moe;
 pub mod qwen3;
 pub mod qwen3_moe;
+pub mod random;
 pub mod sizes;
 pub mod t5;
 pub mod t5gemma;

@@ -1,5 +1,6 @@
 //! How one tensor of a grown model comes about, and its values.
 
+use luthier_arch::random::{Stream, hash};
 use luthier_checkpoint::layout::TensorSpec;
 use luthier_checkpoint::{Dtype, Error, Result, TensorInfo, values};
 use luthier_kernels::pool;
@@ -185,14 +186,18 @@ fn share_out(numbers: &mut [f32], columns: usize, copies: usize, deviation: f64,
         return;
     }
     let wide = columns * copies;
-    let start = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let start = hash(name, seed);
     pool::run_chunks(numbers, wide, &|row, numbers| {
-        let mut state = mixed(start ^ mixed(row as u64));
+        let of_row = start ^ Stream::new(row as u64).bits();
+        let mut stream = Stream::new(Stream::new(of_row).bits());
+        // Models that are there already were made from the second number on.
+        stream.bits();
         let mut shares = vec![0f64; copies];
         for column in 0..columns {
-            shares.iter_mut().for_each(|share| *share = deviation * normal(&mut state));
+            for share in &mut shares {
+                let (radius, angle) = stream.polar();
+                *share = deviation * (radius * angle.cos());
+            }
             let mean = shares.iter().sum::<f64>() / copies as f64;
             for (copy, share) in shares.iter().enumerate() {
                 let number = &mut numbers[copy * columns + column];
@@ -200,25 +205,6 @@ fn share_out(numbers: &mut [f32], columns: usize, copies: usize, deviation: f64,
             }
         }
     });
-}
-
-/// One step of SplitMix64.
-fn mixed(state: u64) -> u64 {
-    let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    state ^ (state >> 31)
-}
-
-/// Box-Muller.
-fn normal(state: &mut u64) -> f64 {
-    let mut uniform = || {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        // 53 bits, never 0, of which a logarithm is taken.
-        ((mixed(*state) >> 11) as f64 + 1.0) / (1u64 << 53) as f64
-    };
-    let radius = (-2.0 * uniform().ln()).sqrt();
-    radius * (std::f64::consts::TAU * uniform()).cos()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use luthier_arch::random::{Stream, fraction, hash, mix};
 use luthier_checkpoint::{Dtype, Error, Result, TensorInfo, TensorSource, values};
 use luthier_kernels::blocks::{self, BlockType};
 use luthier_kernels::bytes::SharedBytes;
@@ -311,17 +312,8 @@ impl Problem {
 
 /// A number from 0 to 1 that depends on the place alone: splitmix64 of the seed, the name's FNV-1a hash, input and index.
 pub(crate) fn uniform(seed: u64, name: &str, input: usize, at: usize) -> f64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let mix = |mut state: u64| {
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        state ^ (state >> 31)
-    };
-    let stream = mix(mix(seed).wrapping_add(hash).wrapping_add(input as u64));
-    (mix(stream.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 11) as f64
-        / (1u64 << 53) as f64
+    let start = mix(seed).wrapping_add(hash(name, 0)).wrapping_add(input as u64);
+    fraction(Stream::new(mix(start)).bits_at(at as u64))
 }
 
 /// Values of an input's tensor from number `first` on, as they are stored.

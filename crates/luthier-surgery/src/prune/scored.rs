@@ -1,5 +1,6 @@
 //! Scores in the terms of a layout, from a file or, as a baseline, from a seed.
 
+use luthier_arch::random::Stream;
 use luthier_arch::sizes::HeadSizes;
 use luthier_checkpoint::Scores;
 use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind};
@@ -135,15 +136,6 @@ fn name_at(layout: &Layout, role: Role) -> Result<&str> {
 
 /// Numbers from 0 to 1 that depend on name and seed alone.
 fn drawn(name: &str, seed: u64, len: usize) -> Vec<f64> {
-    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let mut next = move || {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    (0..len).map(|_| next()).collect()
+    let mut stream = Stream::named(name, seed);
+    (0..len).map(|_| stream.uniform()).collect()
 }
