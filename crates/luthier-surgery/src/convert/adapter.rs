@@ -13,7 +13,7 @@ use super::{Options, Report, recipe};
 use crate::extract::config::{self, Contents};
 use crate::plan::Plan;
 use crate::view::{Cast, folder_type};
-use crate::writing::{Job, Origin, write_adapter, write_gguf_checked};
+use crate::writing::{Header, Job, Origin, write_adapter, write_gguf};
 use crate::{Input, Result, lora_gguf};
 
 /// What `convert` would write.
@@ -96,7 +96,8 @@ fn to_gguf(
     let name = Path::new(&input.label).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     metadata.push(("general.name".to_string(), GgufValue::String(name)));
     let job = job(input, base, options, view.origins(), adapter.repeated.clone());
-    write_gguf_checked(&view, metadata, out, options.force, job, Map::new(), |place| {
+    let header = Header { metadata, measurements: Map::new() };
+    write_gguf(&view, header, out, options.force, job, |place| {
         lora_gguf::open(place, Some(&base.checkpoint)).map(drop)
     })
 }

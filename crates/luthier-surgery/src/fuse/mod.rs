@@ -25,7 +25,7 @@ use crate::convert::gguf as model_as_gguf;
 use crate::fused::{Strength, fused_with};
 use crate::plan::Plan;
 use crate::view::{Cast, folder_type};
-use crate::writing::{Job, Origin, write_folder, write_gguf};
+use crate::writing::{Header, Job, Origin, checked_model, write_folder, write_gguf};
 use crate::{Error, Input, Result, config, fit};
 use gguf::FileAgain;
 use requantized::Requantized;
@@ -176,20 +176,15 @@ impl Fusion {
     pub fn run(&self, out: &Path, options: &Options, measurements: Map<String, Value>) -> Result<Report> {
         let ledger = match &self.form {
             Form::File(file) => {
-                let view = FileAgain::new(
-                    Arc::clone(file),
-                    &self.base.checkpoint.config,
-                    self.rounded(),
-                    &self.changed,
-                )?;
-                let metadata = gguf::metadata(file, &self.changed);
+                let view = self.file_again(file)?;
+                let header = Header { metadata: gguf::metadata(file, &self.changed), measurements };
                 let stored = self.with_stored(Arc::clone(file) as Arc<dyn TensorSource>);
                 let origins = view.origins(&|name| self.input.sources(name));
                 let mut job = Job { inputs: stored.iter().collect(), ..self.job(options, origins) };
                 for (part, name, _) in &mut job.dropped {
                     *name = view.name_in(*part, std::mem::take(name));
                 }
-                write_gguf(&view, metadata, out, options.force, job, measurements)?
+                write_gguf(&view, header, out, options.force, job, |place| checked_model(place).map(drop))?
             }
             Form::BitsAndBytes(parts) => self.write_parts(parts, out, options, measurements)?,
             Form::Gguf => {
@@ -206,6 +201,11 @@ impl Fusion {
             ledger,
             notes: self.notes.clone(),
         })
+    }
+
+    /// The base's file with the weights that change.
+    fn file_again(&self, file: &Arc<Gguf>) -> Result<FileAgain> {
+        FileAgain::new(Arc::clone(file), &self.base.checkpoint.config, self.rounded(), &self.changed)
     }
 
     fn rounded(&self) -> Rounded {
@@ -270,12 +270,7 @@ impl Fusion {
                 &self.origins(tensors.infos()),
             )?,
             Form::File(file) => {
-                let view = FileAgain::new(
-                    Arc::clone(file),
-                    &self.base.checkpoint.config,
-                    self.rounded(),
-                    &self.changed,
-                )?;
+                let view = self.file_again(file)?;
                 let origins = view.origins(&|name| self.input.sources(name));
                 (view.infos().to_vec(), origins)
             }

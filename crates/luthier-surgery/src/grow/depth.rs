@@ -109,7 +109,7 @@ fn block(part: Part) -> Option<Block> {
 
 /// Whether a part is the last of its block: what it gives is added to the residual stream, through a norm at most, which
 /// leaves zeros zeros.
-fn writes(part: Part) -> bool {
+pub(super) fn writes(part: Part) -> bool {
     use Part::*;
     matches!(
         part,

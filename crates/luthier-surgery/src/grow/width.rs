@@ -8,9 +8,10 @@
 
 use luthier_arch::sizes::{HeadSizes, LayerSizes, ModelSizes, NewStack, StackSizes};
 use luthier_checkpoint::Dtype;
-use luthier_checkpoint::layout::{Layout, Part, Projection, Role, Space, StackKind, TensorSpec};
+use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind, TensorSpec};
 
 use super::Operation;
+use super::depth::writes;
 use super::piece::{Fill, Form, Wider};
 
 /// The sizes of the grown stack. Widths of heads stay.
@@ -47,7 +48,7 @@ impl Widener<'_> {
         let times: Vec<usize> = spec.shape.iter().zip(&source.shape).map(|(new, old)| new / old).collect();
         let fill = match self.operation {
             Operation::Split | Operation::Stack => Fill::Copies,
-            Operation::Zero if writes(spec) => Fill::Zeros,
+            Operation::Zero if spec.role.part == Part::Embedding || writes(spec.role.part) => Fill::Zeros,
             Operation::Zero | Operation::Random => Fill::Fresh,
         };
         let factor = self.factor(spec, &times, dtype);
@@ -132,23 +133,6 @@ fn is_projection(part: Part) -> bool {
     let of_experts = part.expert().is_some() || matches!(part, SharedGate | SharedUp | SharedDown);
     let routes = matches!(part, Router | SharedRouter);
     of_experts || routes || matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
-}
-
-/// Whether a tensor adds to the residual stream.
-fn writes(spec: &TensorSpec) -> bool {
-    use Part::*;
-    matches!(
-        spec.role.part,
-        Embedding
-            | SelfAttention(Projection::Output)
-            | SelfAttentionBias(Projection::Output)
-            | CrossAttention(Projection::Output)
-            | CrossAttentionBias(Projection::Output)
-            | Down
-            | DownBias
-            | ExpertDown(_)
-            | SharedDown
-    )
 }
 
 fn is_stream_norm(spec: &TensorSpec) -> bool {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::cut::Cut;
 use super::{Prepared, cut};
-use crate::writing::{Job, Origin, write_checked_gguf};
+use crate::writing::{Header, Job, Origin, checked_model, write_gguf};
 use crate::{Error, Input, Result, fit};
 
 const TOKENIZER_KEY: &str = "tokenizer.ggml.";
@@ -78,9 +78,9 @@ pub(super) fn write(
 ) -> Result<()> {
     let view = view(prepared, input, file)?;
     let job = Job { inputs: vec![&view.input], origins: view.origins(prepared), ..job };
-    let metadata = metadata(prepared, file);
-    write_checked_gguf(&view.cut, metadata, out, prepared.options.force, job, measurements, |written| {
-        let came = fit::tokenizer(written)?;
+    let header = Header { metadata: metadata(prepared, file), measurements };
+    write_gguf(&view.cut, header, out, prepared.options.force, job, |place| {
+        let came = fit::tokenizer(&checked_model(place)?)?;
         let wanted = Checkpoint { side_files: prepared.side_files.clone(), ..input.checkpoint.clone() };
         match (fit::tokenizer(&wanted)?, came) {
             (Some(wanted), Some(came)) => same_tokens(&wanted, &came),

@@ -28,7 +28,7 @@ use luthier_checkpoint::layout::Layout;
 use luthier_checkpoint::{Checkpoint, SideFile, TensorInfo, TensorSource};
 use luthier_text::corpus::Source;
 use luthier_text::trim::Trimmer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::convert::gguf::{planned_model, write_model};
@@ -56,7 +56,7 @@ pub enum Wish {
 }
 
 /// A text whose most frequent tokens are kept too.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Also {
     /// What the report calls it: a language, mostly.
     pub name: String,

@@ -108,31 +108,6 @@ fn write_form(
     Ok(summary)
 }
 
-/// Writes `view`, whose names and types are the file's own, as a GGUF file at `out`.
-pub(crate) fn write_gguf(
-    view: &dyn TensorSource,
-    metadata: Vec<(String, GgufValue)>,
-    out: &Path,
-    force: bool,
-    job: Job,
-    measurements: Map<String, Value>,
-) -> Result<LedgerSummary> {
-    write_checked_gguf(view, metadata, out, force, job, measurements, |_| Ok(()))
-}
-
-/// As `write_gguf`; `check` sees the finished model before it gets its name.
-pub(crate) fn write_checked_gguf(
-    view: &dyn TensorSource,
-    metadata: Vec<(String, GgufValue)>,
-    out: &Path,
-    force: bool,
-    job: Job,
-    measurements: Map<String, Value>,
-    check: impl FnOnce(&Checkpoint) -> Result<()>,
-) -> Result<LedgerSummary> {
-    write_gguf_checked(view, metadata, out, force, job, measurements, |place| check(&checked_model(place)?))
-}
-
 /// The model at a place, its tensors those that its config asks for.
 pub(crate) fn checked_model(place: &Path) -> Result<Checkpoint> {
     let written = luthier_arch::open(place)?;
@@ -140,18 +115,17 @@ pub(crate) fn checked_model(place: &Path) -> Result<Checkpoint> {
     Ok(written)
 }
 
-/// The same for a file of any kind; `check` sees it before it gets its name.
-pub(crate) fn write_gguf_checked(
+/// Writes `view`, whose names and types are the file's own, as a GGUF file at `out`; `check` sees the file before it gets its
+/// name.
+pub(crate) fn write_gguf(
     view: &dyn TensorSource,
-    metadata: Vec<(String, GgufValue)>,
+    header: Header,
     out: &Path,
     force: bool,
     job: Job,
-    measurements: Map<String, Value>,
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<LedgerSummary> {
     let infos = view.infos();
-    let header = Header { metadata, measurements };
     stream_gguf(header, infos, out, force, &job, |at| Ok(view.read(&infos[at].name)?), check)
 }
 

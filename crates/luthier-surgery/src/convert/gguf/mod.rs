@@ -19,7 +19,7 @@ pub(super) use self::view::View;
 use super::model_name::size_label;
 use super::{Options, card, job, restore};
 use crate::view::Cast;
-use crate::writing::{Job, Origin, write_gguf};
+use crate::writing::{Header, Job, Origin, checked_model, write_gguf};
 use crate::{Input, Result, fit};
 
 /// The key that says in which types most tensors are, by llama.cpp's numbers.
@@ -52,7 +52,8 @@ pub(super) fn write(input: &Input, out: &Path, options: &Options) -> Result<Ledg
     metadata.extend(assembled.memory_of_source()?);
     let mut job = job(&assembled.input, options, assembled.origins.clone());
     job.dropped.clone_from(&assembled.dropped);
-    write_gguf(assembled.view(), metadata, out, options.force, job, Map::new())
+    let header = Header { metadata, measurements: Map::new() };
+    write_gguf(assembled.view(), header, out, options.force, job, |place| checked_model(place).map(drop))
 }
 
 /// Writes a model that a verb makes to `out`; the job's origins are those of the model's tensors.
@@ -69,7 +70,8 @@ pub(crate) fn write_model(
     let origins = view.origins(&job.origins);
     job.dropped.extend(dropped(&job.origins, &origins));
     job.origins = origins;
-    write_gguf(&view, metadata, out, force, job, measurements)
+    let header = Header { metadata, measurements };
+    write_gguf(&view, header, out, force, job, |place| checked_model(place).map(drop))
 }
 
 /// A model in the form of a GGUF file, before anything is written.
