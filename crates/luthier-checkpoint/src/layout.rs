@@ -218,6 +218,11 @@ impl Layout {
         self.tensors.iter().find(|tensor| tensor.role == role)
     }
 
+    /// Whether the model has layers of that stack. One without a decoder's predicts no next token.
+    pub fn has_stack(&self, kind: StackKind) -> bool {
+        self.tensors.iter().any(|spec| spec.role.stack == kind && spec.role.layer.is_some())
+    }
+
     /// Number of values of all weights, each tied one counted once.
     pub fn parameters(&self) -> usize {
         self.tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()

@@ -199,12 +199,9 @@ fn usage(name: &str, checkpoint: &Checkpoint) -> String {
 fn pipeline_tag(checkpoint: &Checkpoint) -> &'static str {
     use luthier_checkpoint::layout::Part;
     let Ok(layout) = luthier_arch::layout_of(checkpoint) else { return "text-generation" };
-    let has = |kind: StackKind| {
-        layout.tensors.iter().any(|spec| spec.role.stack == kind && spec.role.layer.is_some())
-    };
     let has_head = layout.tensors.iter().any(|spec| spec.role.part == Part::Head)
         || layout.ties.iter().any(|tie| tie.name.contains("head") || tie.name.contains("decoder"));
-    match (has(StackKind::Encoder), has(StackKind::Decoder)) {
+    match (layout.has_stack(StackKind::Encoder), layout.has_stack(StackKind::Decoder)) {
         (true, true) => "text2text-generation",
         (true, false) if has_head => "fill-mask",
         (true, false) => "feature-extraction",

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use luthier_checkpoint::SideFile;
+use luthier_checkpoint::layout::StackKind;
 use luthier_text::chat::{ChatInput, ChatTemplates, render};
 use luthier_text::{TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 
-use super::trial::is_encoder;
 use super::{Finding, Severity};
 
 /// What a conversation is about does not matter; these words are no marker of any template.
@@ -169,7 +169,12 @@ impl Ids<'_> {
         let spelled = |id: u32| self.tokenizer.token(id).unwrap_or_else(|| "?".to_string());
         match (named, said.is_empty()) {
             // An encoder alone never stops, for it never begins.
-            (None, true) if luthier_arch::layout(self.config).is_ok_and(|layout| is_encoder(&layout)) => None,
+            (None, true)
+                if luthier_arch::layout(self.config)
+                    .is_ok_and(|layout| !layout.has_stack(StackKind::Decoder)) =>
+            {
+                None
+            }
             (None, true) => {
                 let what = "no file names an end token: generation runs until its limit";
                 let fix = "set eos_token_id in config.json and generation_config.json";

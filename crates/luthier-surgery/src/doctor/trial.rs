@@ -7,7 +7,7 @@
 use candle_core::Device;
 use luthier_arch::{LoadOptions, TokenBatch, layout_of, load};
 use luthier_checkpoint::Checkpoint;
-use luthier_checkpoint::layout::{Layout, StackKind};
+use luthier_checkpoint::layout::StackKind;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -58,7 +58,7 @@ pub(super) fn run(checkpoint: &Checkpoint) -> Result<(Option<Trial>, Vec<Finding
     let Some(tokenizer) = fit::tokenizer(checkpoint)? else { return Ok((None, Vec::new())) };
     let mut ids = tokenizer.encode_prompt(TEXT)?;
     ids.truncate(MAX_TOKENS);
-    if is_encoder(&layout_of(checkpoint)?) {
+    if !layout_of(checkpoint)?.has_stack(StackKind::Decoder) {
         return Ok((None, states(checkpoint, &ids)?.into_iter().collect()));
     }
     let Some(own) = nats(checkpoint, &checkpoint.config, &ids)? else { return Ok((None, Vec::new())) };
@@ -97,11 +97,6 @@ pub(super) fn run(checkpoint: &Checkpoint) -> Result<(Option<Trial>, Vec<Finding
         near_configs: near,
     };
     Ok((Some(trial), findings))
-}
-
-/// Whether nothing predicts a next token.
-pub(super) fn is_encoder(layout: &Layout) -> bool {
-    layout.tensors.iter().all(|spec| spec.role.stack != StackKind::Decoder)
 }
 
 /// What is wrong with an encoder's states of the text.

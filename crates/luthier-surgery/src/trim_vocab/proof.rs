@@ -124,8 +124,9 @@ fn sample(unchanged: &[&[u32]], kept: &[u32]) -> Vec<u32> {
 
 /// Whether the model has logits: all have but encoders that came without the head that fills masks.
 fn has_head(prepared: &Prepared) -> bool {
-    let stacks = || prepared.layout.tensors.iter().map(|spec| &spec.role);
-    stacks().any(|role| role.stack == StackKind::Decoder || role.part == Part::HeadTransform)
+    let layout = &prepared.layout;
+    layout.has_stack(StackKind::Decoder)
+        || layout.tensors.iter().any(|spec| spec.role.part == Part::HeadTransform)
 }
 
 /// The largest difference of kept tokens' logits, or of states where there are none, how many there were, and whether all are the same bits.
