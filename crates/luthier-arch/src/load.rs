@@ -1,13 +1,15 @@
 //! From a checkpoint to a model: every tensor is used, a known repetition, a known leftover, or an error.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
 use luthier_checkpoint::layout::{Layout, TensorSpec};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo};
 use luthier_kernels::blocks::{BlockType, dequantize};
 use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::packed::{Packed, Precision};
+use luthier_kernels::pages::LargePages;
 use luthier_ops::{StoredMatrix, Weight};
 
 use crate::model::Model;
@@ -40,6 +42,56 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
     }
     check_values(&pieces)?;
     let weights = pieces.into_iter().map(|piece| weight(piece, options)).collect::<Result<_>>()?;
+    shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
+}
+
+/// The model of a checkpoint, to score and to generate with: quantised matrices are packed for products in whole numbers, one
+/// after the other, so that no more than one of them is held in its file's form; the rest stays as it is stored.
+pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<dyn Model>> {
+    let shape = table::shape(&checkpoint.config)?.fitted(checkpoint.tensors.infos());
+    let layout = shape.layout();
+    let stored = check_tensors(&layout, checkpoint)?;
+    compare_ties(&layout, checkpoint, &stored)?;
+    let packed_bytes = |spec: &TensorSpec| match spec.shape[..] {
+        [rows, cols] => Packed::bytes_for(stored[spec.name.as_str()], rows, cols),
+        _ => None,
+    };
+    let total: usize = layout.tensors.iter().filter_map(packed_bytes).sum();
+    let mut pages = LargePages::zeroed(total).map_err(|source| {
+        Error::tensor("all", format!("{total} bytes of memory for the packed weights: {source}"))
+    })?;
+    let mut rest = pages.as_mut();
+    let mut plain = Vec::new();
+    for spec in &layout.tensors {
+        let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);
+        check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
+        let Some(len) = packed_bytes(spec) else {
+            plain.push((spec, block_type, bytes));
+            continue;
+        };
+        finite::check(&spec.name, block_type, &bytes)?;
+        let (target, after) = rest.split_at_mut(len);
+        rest = after;
+        Packed::pack(block_type, &bytes, spec.shape[0], spec.shape[1], target);
+    }
+    check_values(&plain)?;
+    let options = LoadOptions { trainable: false, device: Device::Cpu };
+    let mut plain = plain.into_iter();
+    let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(pages);
+    let mut start = 0;
+    let mut weights = Vec::with_capacity(layout.tensors.len());
+    for spec in &layout.tensors {
+        let Some(len) = packed_bytes(spec) else {
+            weights.push(plain.next().map(|piece| weight(piece, &options)).transpose()?);
+            continue;
+        };
+        let bytes = SharedBytes::new(Arc::clone(&owner), start..start + len);
+        start += len;
+        let packed =
+            |bytes| Packed::new(stored[spec.name.as_str()], (spec.shape[0], spec.shape[1]), bytes, precision);
+        weights.push(bytes.map(|bytes| Weight::packed(&spec.name, packed(bytes))));
+    }
+    let weights = weights.into_iter().flatten().collect();
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
 }
 

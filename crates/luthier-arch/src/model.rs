@@ -43,12 +43,26 @@ pub struct Cache {
     pub cross: Vec<KvCache>,
     /// Document numbers `[b * s]` of the cached tokens; none while every row is one document.
     pub segments: Option<Arc<Vec<u32>>>,
+    /// Whether new layers round to f16.
+    is_half: bool,
 }
 
 impl Cache {
     /// An empty cache.
     pub fn new() -> Cache {
         Cache::default()
+    }
+
+    /// An empty cache that rounds to f16.
+    pub fn half() -> Cache {
+        Cache { is_half: true, ..Cache::default() }
+    }
+
+    /// Makes room for that many layers of self-attention and of cross-attention.
+    pub(crate) fn fit(&mut self, n_layers: usize, n_cross: usize) {
+        let new = if self.is_half { KvCache::half } else { KvCache::new };
+        self.layers.resize_with(n_layers, new);
+        self.cross.resize_with(n_cross, new);
     }
 
     /// Cached tokens of each row, s.

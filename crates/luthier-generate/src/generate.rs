@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
 use luthier_arch::model::{Cache, Encoded, Model, TokenBatch, check_predicts_next};
+use luthier_ops::Weight;
 
 use crate::options::{FinishReason, GenerateOptions, Generation};
 use crate::random::Random;
@@ -60,7 +61,9 @@ pub fn generate(
     if budget_tokens == 0 {
         return Ok(generation);
     }
-    let mut cache = Cache::default();
+    // A cache of f16 loses less than such weights have lost already, and is read in half the time.
+    let is_narrow = model.weights().iter().any(Weight::is_narrow);
+    let mut cache = if is_narrow { Cache::half() } else { Cache::new() };
     let mut random = Random::new(options.seed);
     let mut logits = prefill(model, &context, encoded.as_ref(), &mut cache)?;
     loop {

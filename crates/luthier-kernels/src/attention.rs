@@ -2,6 +2,7 @@
 //! logarithm of each row's sum kept for a backward pass that computes the scores anew (arXiv:2205.14135).
 
 mod backward;
+mod cached;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -12,6 +13,7 @@ use crate::pool::{self, Shared};
 use crate::simd::{LANES, axpy, dispatch, dot, reduce};
 
 pub use backward::{Grads, Saved, attention_backward};
+pub use cached::{Cached, Element, KEY_BLOCK, attend_cached};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads, d head width
 
@@ -402,6 +404,26 @@ fn running_softmax_body<const FMA: bool>(
             out[at * d..][..d].iter_mut().for_each(|value| *value *= shrink);
         }
     }
+}
+
+dispatch! {
+    /// Turns scores into exponentials relative to their maximum; the maximum and the sum, which is NaN where a score is, and
+    /// 0 where there is none.
+    fn softmax(scores: &mut [f32]) -> (f32, f32) = softmax_body
+}
+
+#[inline(always)]
+fn softmax_body<const FMA: bool>(scores: &mut [f32]) -> (f32, f32) {
+    let top = largest(scores);
+    if top == f32::NEG_INFINITY {
+        let sum = if scores.iter().any(|score| score.is_nan()) { f32::NAN } else { 0.0 };
+        scores.fill(0.0);
+        return (top, sum);
+    }
+    for score in scores.iter_mut() {
+        *score = math::exp::<FMA>(*score - top);
+    }
+    (top, sum(scores))
 }
 
 #[inline(always)]

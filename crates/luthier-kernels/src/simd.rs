@@ -18,9 +18,41 @@ pub(crate) enum Level {
 /// Whether the baseline has a fused multiply-add.
 pub(crate) const BASELINE_FMA: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
-/// The best level of this processor.
+#[cfg(test)]
+thread_local! {
+    static AT_MOST: std::cell::Cell<Level> = const { std::cell::Cell::new(Level::V4) };
+}
+
+/// Runs `work` as on a processor of at most this level, on this thread alone.
+#[cfg(test)]
+pub(crate) fn with_level<R>(level: Level, work: impl FnOnce() -> R) -> R {
+    let before = (AT_MOST.replace(level), crate::pool::threads());
+    crate::pool::set_threads(1);
+    let result = work();
+    AT_MOST.set(before.0);
+    crate::pool::set_threads(before.1);
+    result
+}
+
+/// The level to compute on: the processor's best.
 #[inline]
 pub(crate) fn level() -> Level {
+    #[cfg(test)]
+    return best().min(AT_MOST.get());
+    #[cfg(not(test))]
+    best()
+}
+
+/// Whether it multiplies bytes four at a time (AVX-512 VNNI).
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn has_vnni() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+}
+
+/// The best level of this processor.
+#[inline]
+fn best() -> Level {
     static LEVEL: AtomicU8 = AtomicU8::new(u8::MAX);
     match LEVEL.load(Ordering::Relaxed) {
         0 => Level::Baseline,

@@ -160,26 +160,27 @@ impl Fused for Attention {
 /// Attention over a cache that already holds the queries' own keys; no gradients. q: [b, t, h, d] -> [b, t, h, d].
 pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) -> Result<Tensor> {
     let (batch, queries, heads, head_dim) = q_bthd.dims4()?;
-    let Some(buffers) = cache.buffers().filter(|_| tape::is_fused(&[q_bthd])) else {
+    let Some((rows, keys, kv_heads, width)) = cache.dims().filter(|_| tape::is_fused(&[q_bthd])) else {
         let Some((keys, values)) = cache.tensors(q_bthd.device())? else {
             candle_core::bail!("attention over an empty cache")
         };
         check(q_bthd, &keys, &values, spec)?;
         return reference(&q_bthd.detach(), &keys, &values, spec);
     };
-    let (rows, keys, kv_heads, width) = buffers.dims();
-    if (rows, width) != (batch, head_dim) || kv_heads == 0 || heads % kv_heads != 0 {
-        candle_core::bail!("attention: queries {:?}, cache {:?}", q_bthd.dims(), buffers.dims());
+    if queries != 1 || spec.bias.is_some() || spec.segments.is_some() {
+        let Some((keys, values)) = cache.tensors(q_bthd.device())? else {
+            candle_core::bail!("attention over an empty cache")
+        };
+        return tape::without_tape(|| attention(&q_bthd.detach(), &keys, &values, spec));
     }
-    check_bias(spec, heads)?;
-    check_segments(spec, batch * queries, batch * keys)?;
-    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
-    let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
+    if (rows, width) != (batch, head_dim) || kv_heads == 0 || heads % kv_heads != 0 {
+        let cached = (rows, keys, kv_heads, width);
+        candle_core::bail!("attention: queries {:?}, cache {cached:?}", q_bthd.dims());
+    }
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
-        let (k, v) = buffers.heads();
-        kernel(sizes, spec.rule(bias.as_deref()), slices[0], k, v, &mut out, None);
+        cache.attend(spec.rule(None), slices[0], heads, &mut out);
         Ok(())
     })?;
     Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())

@@ -57,6 +57,12 @@ impl Fused for Embedding {
             Values::Stored(matrix) => {
                 gather_stored(matrix.block_type, &matrix.bytes, &self.ids, self.scale, &mut out);
             }
+            Values::Packed(matrix) => {
+                for (id, row) in self.ids.iter().zip(out.chunks_exact_mut(matrix.cols().max(1))) {
+                    matrix.widen_rows(*id as usize, row);
+                    row.iter_mut().for_each(|value| *value *= self.scale);
+                }
+            }
         }
         Ok((out, self.shape.clone()))
     }

@@ -1,7 +1,8 @@
 //! Keys and values of the tokens so far, growing in place.
 
 use candle_core::{DType, Device, Result, Tensor};
-use luthier_kernels::attention::Heads;
+use half::f16;
+use luthier_kernels::attention::{Cached, Element, KEY_BLOCK, Rule, attend_cached};
 
 use crate::tape;
 
@@ -11,22 +12,25 @@ use crate::tape;
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     store: Store,
+    is_half: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 enum Store {
     #[default]
     Empty,
-    Cpu(Buffers),
+    Full(Buffers<f32>),
+    Half(Buffers<f16>),
     /// Keys and values [b, s, k, d] where no kernel of ours runs.
     Elsewhere(Tensor, Tensor),
 }
 
-/// Keys and values as [b, k, capacity, d], of which the first `len` tokens of each head are there.
+/// Keys as [b, k, capacity / 16, d, 16] and values as [b, k, capacity, d], rows up to a multiple of 16, of which the first
+/// `len` tokens of each head are there.
 #[derive(Clone, Debug)]
-pub(crate) struct Buffers {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+struct Buffers<E> {
+    keys: Vec<E>,
+    values: Vec<E>,
     batch: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -34,19 +38,34 @@ pub(crate) struct Buffers {
     len: usize,
 }
 
+/// Runs generic code on buffers of either type.
+macro_rules! on_buffers {
+    ($store:expr, $buffers:ident => $work:expr, $other:pat => $otherwise:expr) => {
+        match $store {
+            Store::Full($buffers) => $work,
+            Store::Half($buffers) => $work,
+            $other => $otherwise,
+        }
+    };
+}
+
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache in f32.
     pub fn new() -> KvCache {
         KvCache::default()
     }
 
+    /// An empty cache that rounds to f16, where it is on CPU: half the memory to read for every token.
+    pub fn half() -> KvCache {
+        KvCache { is_half: true, ..KvCache::default() }
+    }
+
     /// Cached tokens.
     pub fn len(&self) -> usize {
-        match &self.store {
-            Store::Empty => 0,
-            Store::Cpu(buffers) => buffers.len,
+        on_buffers!(&self.store, buffers => buffers.len, other => match other {
             Store::Elsewhere(keys, _) => keys.dims()[1],
-        }
+            _ => 0,
+        })
     }
 
     /// Whether nothing is cached yet.
@@ -74,74 +93,84 @@ impl KvCache {
             self.store = Store::Elsewhere(keys, values);
             return Ok(());
         }
-        if !matches!(self.store, Store::Cpu(_)) {
-            self.store = Store::Cpu(Buffers::new(batch, kv_heads, head_dim));
+        if !matches!(self.store, Store::Full(_) | Store::Half(_)) {
+            self.store = match self.is_half {
+                true => Store::Half(Buffers::new(batch, kv_heads, head_dim)),
+                false => Store::Full(Buffers::new(batch, kv_heads, head_dim)),
+            };
         }
-        let Store::Cpu(buffers) = &mut self.store else { unreachable!("just set") };
-        if (buffers.batch, buffers.kv_heads, buffers.head_dim) != (batch, kv_heads, head_dim) {
-            candle_core::bail!("cache: {:?} appended to {:?}", k.dims(), buffers.dims());
-        }
-        buffers.reserve(tokens);
         let (k, v) = (k.contiguous()?, v.contiguous()?);
-        tape::read(&[&k, &v], |slices| {
-            buffers.append(slices[0], slices[1], tokens);
-            Ok(())
-        })
+        on_buffers!(&mut self.store, buffers => {
+            if (buffers.batch, buffers.kv_heads, buffers.head_dim) != (batch, kv_heads, head_dim) {
+                candle_core::bail!("cache: {:?} appended to {:?}", k.dims(), buffers.dims());
+            }
+            buffers.reserve(tokens);
+            tape::read(&[&k, &v], |slices| {
+                buffers.append(slices[0], slices[1], tokens);
+                Ok(())
+            })
+        }, _ => unreachable!("just set"))
     }
 
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
-        match &mut self.store {
-            Store::Empty => {}
-            Store::Cpu(buffers) => buffers.len = buffers.len.min(len),
-            Store::Elsewhere(keys, values) => {
+        on_buffers!(&mut self.store, buffers => buffers.len = buffers.len.min(len), other => {
+            if let Store::Elsewhere(keys, values) = other {
                 let len = len.min(keys.dims()[1]);
                 (*keys, *values) = (keys.narrow(1, 0, len)?, values.narrow(1, 0, len)?);
             }
-        }
+        });
         Ok(())
     }
 
-    /// The buffers on CPU, where there are any.
-    pub(crate) fn buffers(&self) -> Option<&Buffers> {
-        match &self.store {
-            Store::Cpu(buffers) if buffers.len > 0 => Some(buffers),
-            _ => None,
-        }
+    /// (b, s, k, d) where keys and values lie in buffers on CPU.
+    pub(crate) fn dims(&self) -> Option<(usize, usize, usize, usize)> {
+        on_buffers!(&self.store, buffers => (buffers.len > 0).then(|| buffers.dims()), _ => None)
+    }
+
+    /// Attention of one query a sequence over the buffers; q, out: [b, h, d].
+    pub(crate) fn attend(&self, rule: Rule, q: &[f32], heads: usize, out: &mut [f32]) {
+        on_buffers!(&self.store, buffers => attend_cached(rule, q, heads, buffers.cached(), out), _ => {});
     }
 
     /// Keys and values as [b, s, k, d] on `device`.
     pub(crate) fn tensors(&self, device: &Device) -> Result<Option<(Tensor, Tensor)>> {
-        match &self.store {
-            Store::Empty => Ok(None),
+        on_buffers!(&self.store, buffers => {
+            let (b, s, k, d) = buffers.dims();
+            let (keys, values) = buffers.widened();
+            let tensor = |values| Tensor::from_vec(values, (b, s, k, d), device);
+            Ok(Some((tensor(keys)?, tensor(values)?)))
+        }, other => match other {
             Store::Elsewhere(keys, values) => Ok(Some((keys.clone(), values.clone()))),
-            Store::Cpu(buffers) => {
-                Ok(Some((buffers.tensor(&buffers.keys, device)?, buffers.tensor(&buffers.values, device)?)))
-            }
-        }
+            _ => Ok(None),
+        })
     }
 }
 
-impl Buffers {
-    fn new(batch: usize, kv_heads: usize, head_dim: usize) -> Buffers {
+impl<E: Element> Buffers<E> {
+    fn new(batch: usize, kv_heads: usize, head_dim: usize) -> Buffers<E> {
         Buffers { keys: Vec::new(), values: Vec::new(), batch, kv_heads, head_dim, capacity: 0, len: 0 }
     }
 
     /// (b, s, k, d).
-    pub(crate) fn dims(&self) -> (usize, usize, usize, usize) {
+    fn dims(&self) -> (usize, usize, usize, usize) {
         (self.batch, self.len, self.kv_heads, self.head_dim)
     }
 
-    /// Keys and values for the kernel.
-    pub(crate) fn heads(&self) -> (Heads<'_>, Heads<'_>) {
-        let head_stride = self.capacity * self.head_dim;
-        let side = |values| Heads {
-            values,
-            batch_stride: self.kv_heads * head_stride,
-            token_stride: self.head_dim,
-            head_stride,
-        };
-        (side(&self.keys), side(&self.values))
+    fn cached(&self) -> Cached<'_, E> {
+        Cached {
+            keys: &self.keys,
+            values: &self.values,
+            batch: self.batch,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            capacity: self.capacity,
+            len: self.len,
+        }
+    }
+
+    fn value_width(&self) -> usize {
+        self.head_dim.next_multiple_of(KEY_BLOCK)
     }
 
     /// Doubles the capacity where `tokens` more do not fit.
@@ -151,28 +180,42 @@ impl Buffers {
             return;
         }
         let capacity = needed.max(self.capacity * 2).next_multiple_of(64);
-        let (old, new) = (self.capacity * self.head_dim, capacity * self.head_dim);
-        for side in [&mut self.keys, &mut self.values] {
-            let mut grown = vec![0f32; self.batch * self.kv_heads * new];
+        let value_width = self.value_width();
+        for (side, width) in [(&mut self.keys, self.head_dim), (&mut self.values, value_width)] {
+            // Blocks of keys follow each other as tokens do, so that what is there keeps its place in its head.
+            let (old, new) = (self.capacity * width, capacity * width);
+            let mut grown = vec![E::default(); self.batch * self.kv_heads * new];
             for (head, target) in grown.chunks_exact_mut(new.max(1)).enumerate() {
-                let kept = self.len * self.head_dim;
-                target[..kept].copy_from_slice(&side[head * old..][..kept]);
+                target[..old].copy_from_slice(&side[head * old..][..old]);
             }
             *side = grown;
         }
         self.capacity = capacity;
     }
 
+    /// Where the key of a token of a head stands: its first channel; the others follow 16 apart.
+    fn key_at(&self, head: usize, token: usize) -> usize {
+        (head * self.capacity + token / KEY_BLOCK * KEY_BLOCK) * self.head_dim + token % KEY_BLOCK
+    }
+
+    fn value_at(&self, head: usize, token: usize) -> usize {
+        (head * self.capacity + token) * self.value_width()
+    }
+
     /// k, v: [b, t, k, d].
     fn append(&mut self, k: &[f32], v: &[f32], tokens: usize) {
         let d = self.head_dim;
-        for (source, target) in [(k, &mut self.keys), (v, &mut self.values)] {
-            for row in 0..self.batch {
-                for token in 0..tokens {
-                    for head in 0..self.kv_heads {
-                        let from = ((row * tokens + token) * self.kv_heads + head) * d;
-                        let to = ((row * self.kv_heads + head) * self.capacity + self.len + token) * d;
-                        target[to..to + d].copy_from_slice(&source[from..from + d]);
+        for row in 0..self.batch {
+            for token in 0..tokens {
+                for head in 0..self.kv_heads {
+                    let from = ((row * tokens + token) * self.kv_heads + head) * d;
+                    let (head, token) = (row * self.kv_heads + head, self.len + token);
+                    let (key, value) = (self.key_at(head, token), self.value_at(head, token));
+                    for (channel, number) in k[from..from + d].iter().enumerate() {
+                        self.keys[key + channel * KEY_BLOCK] = E::from_f32(*number);
+                    }
+                    for (target, number) in self.values[value..].iter_mut().zip(&v[from..from + d]) {
+                        *target = E::from_f32(*number);
                     }
                 }
             }
@@ -180,8 +223,19 @@ impl Buffers {
         self.len += tokens;
     }
 
-    fn tensor(&self, side: &[f32], device: &Device) -> Result<Tensor> {
-        let shape = (self.batch, self.kv_heads, self.capacity, self.head_dim);
-        Tensor::from_slice(side, shape, device)?.narrow(2, 0, self.len)?.transpose(1, 2)?.contiguous()
+    /// Keys and values as [b, s, k, d].
+    fn widened(&self) -> (Vec<f32>, Vec<f32>) {
+        let (b, s, k, d) = self.dims();
+        let (mut keys, mut values) = (Vec::with_capacity(b * s * k * d), Vec::with_capacity(b * s * k * d));
+        for row in 0..b {
+            for token in 0..s {
+                for head in row * k..(row + 1) * k {
+                    let (key, value) = (self.key_at(head, token), self.value_at(head, token));
+                    keys.extend((0..d).map(|channel| self.keys[key + channel * KEY_BLOCK].to_f32()));
+                    values.extend(self.values[value..value + d].iter().map(|number| number.to_f32()));
+                }
+            }
+        }
+        (keys, values)
     }
 }

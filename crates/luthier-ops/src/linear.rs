@@ -35,7 +35,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tens
 pub(crate) fn on_cpu(weight: &Weight) -> bool {
     match weight.values() {
         Values::Dense(values) => values.device().is_cpu(),
-        Values::Stored(_) => true,
+        Values::Stored(_) | Values::Packed(_) => true,
     }
 }
 
@@ -97,7 +97,7 @@ impl Fused for Linear {
 pub(crate) fn with_values<R>(weight: &Weight, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
     match weight.values() {
         Values::Dense(values) => tape::read(&[values], |slices| Ok(work(slices[0]))),
-        Values::Stored(_) => {
+        Values::Stored(_) | Values::Packed(_) => {
             candle_core::bail!("{}: a vector of weights is never stored in blocks", weight.name())
         }
     }
@@ -116,6 +116,10 @@ pub(crate) fn multiply(x: &[f32], weight: &Weight, y: &mut [f32]) -> Result<()> 
             matmul_stored(x, rows, m, matrix.block_type, &matrix.bytes, n, y);
             Ok(())
         }
+        Values::Packed(matrix) => {
+            matrix.multiply(x, rows, y);
+            Ok(())
+        }
     }
 }
 
@@ -130,6 +134,10 @@ pub(crate) fn multiply_transposed(dy: &[f32], weight: &Weight, dx: &mut [f32]) -
         }),
         Values::Stored(matrix) => {
             matmul_stored_transposed(dy, rows, n, matrix.block_type, &matrix.bytes, m, dx);
+            Ok(())
+        }
+        Values::Packed(matrix) => {
+            matrix.multiply_transposed(dy, rows, dx);
             Ok(())
         }
     }

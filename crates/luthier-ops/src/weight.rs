@@ -11,6 +11,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::buffer::unfilled;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::matmul::Write;
+use luthier_kernels::packed::Packed;
 
 use crate::tape;
 
@@ -34,6 +35,8 @@ pub enum Values {
     Dense(Tensor),
     /// Frozen, in the file's own encoding, on CPU.
     Stored(StoredMatrix),
+    /// Frozen and quantised, laid out for products in whole numbers, on CPU.
+    Packed(Packed),
 }
 
 /// A parameter of a model. Clones share values and gradient.
@@ -94,6 +97,17 @@ impl Weight {
         }))
     }
 
+    /// A quantised matrix that was packed for products; never trainable.
+    pub fn packed(name: &str, matrix: Packed) -> Weight {
+        Weight(Arc::new(Inner {
+            name: name.to_string(),
+            shape: vec![matrix.rows(), matrix.cols()],
+            values: Values::Packed(matrix),
+            trainable: AtomicBool::new(false),
+            grad: Mutex::default(),
+        }))
+    }
+
     /// The tensor's name in the checkpoint.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -112,6 +126,16 @@ impl Weight {
     /// How the values are held.
     pub fn values(&self) -> &Values {
         &self.0.values
+    }
+
+    /// Whether its file holds it in fewer bits than bf16 has of range or fewer values than f16: what is computed with it need
+    /// not keep more than f16 does.
+    pub fn is_narrow(&self) -> bool {
+        match &self.0.values {
+            Values::Dense(_) => false,
+            Values::Stored(matrix) => !matches!(matrix.block_type, BlockType::F32 | BlockType::BF16),
+            Values::Packed(_) => true,
+        }
     }
 
     /// Whether the backward pass adds this weight's gradient into its buffer.
@@ -166,6 +190,11 @@ impl Weight {
                 let mut values = unfilled(matrix.rows * matrix.cols);
                 luthier_kernels::matmul::widen_rows(matrix.block_type, &matrix.bytes, &mut values);
                 Tensor::from_vec(values, (matrix.rows, matrix.cols), device)
+            }
+            Values::Packed(matrix) => {
+                let mut values = unfilled(matrix.rows() * matrix.cols());
+                matrix.widen_rows(0, &mut values);
+                Tensor::from_vec(values, (matrix.rows(), matrix.cols()), device)
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
-use luthier_arch::{LoadOptions, Model};
+use luthier_arch::{LoadOptions, Model, Precision};
 use luthier_checkpoint::adapter::Adapter;
 use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
@@ -83,11 +83,19 @@ fn check_is_model(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Opens MODEL and makes it ready to score and generate.
+/// Opens MODEL and makes it ready to score and generate, every weight as its file has it.
 pub fn load(model: &str) -> anyhow::Result<Loaded> {
     let checkpoint = open(model).with_context(|| format!("model {model}"))?;
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options).with_context(|| format!("model {model}"))?;
+    Ok(Loaded { checkpoint, model })
+}
+
+/// As [`load`], with quantised matrices packed for products in whole numbers.
+pub fn load_packed(model: &str, precision: Precision) -> anyhow::Result<Loaded> {
+    let checkpoint = open(model).with_context(|| format!("model {model}"))?;
+    let model =
+        luthier_arch::load_packed(&checkpoint, precision).with_context(|| format!("model {model}"))?;
     Ok(Loaded { checkpoint, model })
 }
 

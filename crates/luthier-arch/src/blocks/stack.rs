@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use luthier_checkpoint::layout::{Part, Role, Space, StackKind, TensorSpec};
-use luthier_ops::attention::{Buckets, KvCache, RelativeBias};
+use luthier_ops::attention::{Buckets, RelativeBias};
 use luthier_ops::recompute::{recompute, recompute_with};
 use luthier_ops::{Device, Tensor, Weight};
 
@@ -197,8 +197,8 @@ impl Stack {
     ) -> Result<(Tensor, Vec<Tensor>)> {
         let t = pass::tokens_per_row(tokens, self.shape.vocab_size)?;
         if let Some(cache) = cache.as_deref_mut() {
-            cache.layers.resize_with(self.layers.len(), KvCache::new);
-            cache.cross.resize_with(if encoded.is_some() { self.layers.len() } else { 0 }, KvCache::new);
+            let n_layers = self.layers.len();
+            cache.fit(n_layers, if encoded.is_some() { n_layers } else { 0 });
         }
         let pass = self.pass(tokens, t, encoded, cache.as_deref_mut())?;
         let ids = Tensor::from_slice(&tokens.ids, (tokens.rows, t), &self.device)?;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::bail;
+use luthier_arch::Precision;
 use luthier_generate::{FinishReason, GenerateOptions, Generation};
 use serde::Deserialize;
 use serde_json::json;
@@ -77,7 +78,7 @@ impl Act for Generate {
     }
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let loaded = places::load(&self.model)?;
+        let loaded = places::load_packed(&self.model, Precision::Fast)?;
         let tokenizer = match self.prompt.is_some() || !self.stop.is_empty() {
             true => Some(loaded.tokenizer()?),
             false => loaded.tokenizer_if_any()?,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
+use luthier_arch::Precision;
 use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::perplexity::{Method, perplexity};
 use serde::Deserialize;
@@ -67,7 +68,7 @@ impl Act for Perplexity {
     }
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
-        let loaded = places::load(&self.model)?;
+        let loaded = places::load_packed(&self.model, Precision::Precise)?;
         let method = self.method(&loaded)?;
         let text = texts::bytes(&self.text)?;
         let tokenizer = loaded.tokenizer()?;

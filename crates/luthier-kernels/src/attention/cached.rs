@@ -1,0 +1,378 @@
+//! Attention of one query a sequence over cached keys and values, which decoding does for every token.
+//!
+//! Keys lie in blocks of 16 positions, [d, 16], so that a register holds one channel of 16 keys and scores need no sums across
+//! lanes; values lie position by position. Query heads that share keys are computed together, runs of positions by
+//! different threads, joined by their maxima and sums (arXiv:2205.14135).
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::{Rule, shape_scores, softmax};
+use crate::isa::{Isa, Plain, ROWS};
+use crate::pool::{self, Shared};
+
+/// Positions of one run.
+const RUN: usize = 128;
+/// Query heads that are computed together at most.
+const HEADS: usize = 4;
+
+/// A number of a cache.
+pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
+    /// Rounds to it.
+    fn from_f32(value: f32) -> Self;
+    /// As f32.
+    fn to_f32(self) -> f32;
+    /// 16 of them.
+    #[doc(hidden)]
+    #[allow(private_interfaces, private_bounds)]
+    unsafe fn load<I: Isa>(from: *const Self) -> I::Floats;
+}
+
+impl Element for f32 {
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    #[allow(private_interfaces, private_bounds)]
+    unsafe fn load<I: Isa>(from: *const f32) -> I::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { I::load_floats(from) }
+    }
+}
+
+impl Element for half::f16 {
+    fn from_f32(value: f32) -> half::f16 {
+        half::f16::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    #[allow(private_interfaces, private_bounds)]
+    unsafe fn load<I: Isa>(from: *const half::f16) -> I::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { I::load_f16(from.cast()) }
+    }
+}
+
+/// Keys and values of `len` tokens with room for `capacity`, a multiple of 16.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached<'a, E> {
+    /// [b, k, capacity / 16, d, 16].
+    pub keys: &'a [E],
+    /// [b, k, capacity, d up to a multiple of 16].
+    pub values: &'a [E],
+    /// b.
+    pub batch: usize,
+    /// k.
+    pub kv_heads: usize,
+    /// d.
+    pub head_dim: usize,
+    /// Room in tokens.
+    pub capacity: usize,
+    /// Tokens that are there.
+    pub len: usize,
+}
+
+/// Positions of a block of keys.
+pub const KEY_BLOCK: usize = ROWS;
+
+impl<E> Cached<'_, E> {
+    fn value_width(&self) -> usize {
+        self.head_dim.next_multiple_of(ROWS)
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// q: [b, h, d] -> out: [b, h, d]; the query of each sequence stands at `rule.query_offset`. A rule with a bias or with
+/// documents is not for this kernel.
+///
+/// # Panics
+/// Where lengths do not belong together, and for such a rule.
+pub fn attend_cached<E: Element>(rule: Rule, q: &[f32], heads: usize, cached: Cached<E>, out: &mut [f32]) {
+    let Cached { batch, kv_heads, head_dim, capacity, .. } = cached;
+    assert!(rule.bias.is_none() && rule.segments.is_none(), "a rule without bias and documents");
+    assert!(kv_heads > 0 && heads % kv_heads == 0 && capacity % ROWS == 0, "{heads} heads over {kv_heads}");
+    assert_eq!((q.len(), out.len()), (batch * heads * head_dim, q.len()), "values of queries and outputs");
+    assert_eq!(cached.keys.len(), batch * kv_heads * capacity * head_dim, "values of keys");
+    assert_eq!(cached.values.len(), batch * kv_heads * capacity * cached.value_width(), "values of values");
+    assert!(cached.len <= capacity, "{} of {capacity} tokens", cached.len);
+    let group = heads / kv_heads;
+    let seen = rule.near(0, cached.len);
+    let first_run = seen.start / RUN;
+    let n_runs = seen.end.div_ceil(RUN).saturating_sub(first_run).max(1);
+    // Of each run and head: the output, then the maximum, then the sum.
+    let width = cached.value_width() + ROWS;
+    let mut parts = vec![0f32; batch * kv_heads * n_runs * group * width];
+    let shared = Shared::new(&mut parts);
+    pool::run(batch * kv_heads * n_runs, &|task| {
+        let (run, place) = (first_run + task % n_runs, task / n_runs);
+        let run = (run * RUN).max(seen.start)..((run + 1) * RUN).min(seen.end);
+        let queries = &q[place * group * head_dim..][..group * head_dim];
+        // SAFETY: every task has its own part.
+        let target = unsafe { shared.slice(task * group * width, group * width) };
+        SCRATCH.with_borrow_mut(|scratch| {
+            attend_run(&rule, queries, &cached, place, run.start..run.end.max(run.start), scratch, target)
+        });
+    });
+    for (at, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let (place, head) = (at / group, at % group);
+        let part = |run: usize| &parts[((place * n_runs + run) * group + head) * width..][..width];
+        join((0..n_runs).map(part), cached.value_width(), out);
+    }
+}
+
+/// Joins the outputs of runs of one head.
+fn join<'p>(parts: impl Iterator<Item = &'p [f32]> + Clone, width: usize, out: &mut [f32]) {
+    let top = parts.clone().map(|part| part[width]).fold(f32::NEG_INFINITY, f32::max);
+    out.fill(0.0);
+    let mut sum = 0.0;
+    for part in parts {
+        // A run that saw nothing has no maximum, unless it saw what is not a number.
+        let factor = if part[width] == f32::NEG_INFINITY { 0.0 } else { (part[width] - top).exp() };
+        if part[width + 1] == 0.0 {
+            continue;
+        }
+        sum += factor * part[width + 1];
+        if part[width + 1].is_nan() {
+            sum = f32::NAN;
+        }
+        out.iter_mut().zip(part).for_each(|(out, value)| *out += factor * value);
+    }
+    let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    out.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// One run of positions of the heads of one group.
+fn attend_run<E: Element>(
+    rule: &Rule,
+    queries: &[f32],
+    cached: &Cached<E>,
+    place: usize,
+    run: Range<usize>,
+    scratch: &mut Scratch,
+    target: &mut [f32],
+) {
+    let (d, width) = (cached.head_dim, cached.value_width());
+    let group = queries.len() / d;
+    scratch.scores.resize(group * (RUN + ROWS), 0.0);
+    let stride = RUN + ROWS;
+    let first_block = run.start / ROWS;
+    let n_blocks = run.end.div_ceil(ROWS) - first_block;
+    let keys = &cached.keys[place * cached.capacity * d + first_block * ROWS * d..][..n_blocks * ROWS * d];
+    let scores = &mut scratch.scores;
+    for (head, queries) in queries.chunks(HEADS * d).enumerate() {
+        let scores = &mut scores[head * HEADS * stride..];
+        score_heads(queries, d, keys, scores, stride);
+    }
+    let skipped = run.start - first_block * ROWS;
+    for head in 0..group {
+        let row = &mut scores[head * stride + skipped..][..run.len()];
+        shape_scores_now(rule, row);
+        let (top, sum) = softmax(row);
+        let part = &mut target[head * (width + ROWS)..][..width + ROWS];
+        (part[width], part[width + 1]) = (top, sum);
+    }
+    let values = &cached.values[(place * cached.capacity + run.start) * width..][..run.len() * width];
+    for head in (0..group).step_by(HEADS) {
+        let n_heads = HEADS.min(group - head);
+        let weights = &scores[head * stride + skipped..];
+        weigh_heads(n_heads, weights, stride, values, width, run.len(), &mut target[head * (width + ROWS)..]);
+    }
+}
+
+crate::simd::dispatch! {
+    fn shape_scores_now(rule: &Rule, scores: &mut [f32]) = shape_scores
+}
+
+/// Runs a generic function compiled for the processor.
+macro_rules! on_processor {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        fn $name<E: Element>($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use crate::isa::{Avx2, Vnni};
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                unsafe fn v4<E: Element>($($arg: $ty),*) {
+                    // SAFETY: the caller's promise.
+                    unsafe { $body::<Vnni, E>($($arg),*) }
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                unsafe fn v3<E: Element>($($arg: $ty),*) {
+                    // SAFETY: the caller's promise.
+                    unsafe { $body::<Avx2, E>($($arg),*) }
+                }
+                match crate::simd::level() {
+                    // SAFETY: the processor has these features.
+                    crate::simd::Level::V4 if crate::simd::has_vnni() => return unsafe { v4::<E>($($arg),*) },
+                    // SAFETY: as above.
+                    crate::simd::Level::V4 | crate::simd::Level::V3 => return unsafe { v3::<E>($($arg),*) },
+                    crate::simd::Level::Baseline => {}
+                }
+            }
+            // SAFETY: plain loops run everywhere.
+            unsafe { $body::<Plain, E>($($arg),*) }
+        }
+    };
+}
+
+on_processor! {
+    /// Scores of up to four heads [n, d] with blocks of keys; rows of `scores` are `stride` apart.
+    fn score_heads(q: &[f32], d: usize, keys: &[E], scores: &mut [f32], stride: usize) = score_heads_on
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn score_heads_on<I: Isa, E: Element>(
+    q: &[f32],
+    d: usize,
+    keys: &[E],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match q.len() / d {
+            1 => score::<I, E, 1>(q, d, keys, scores, stride),
+            2 => score::<I, E, 2>(q, d, keys, scores, stride),
+            3 => score::<I, E, 3>(q, d, keys, scores, stride),
+            _ => score::<I, E, 4>(q, d, keys, scores, stride),
+        }
+    }
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn score<I: Isa, E: Element, const N: usize>(
+    q: &[f32],
+    d: usize,
+    keys: &[E],
+    scores: &mut [f32],
+    stride: usize,
+) {
+    assert!(q.len() >= N * d && scores.len() >= (N - 1) * stride + keys.len() / d.max(1));
+    for (block, keys) in keys.chunks_exact(d * ROWS).enumerate() {
+        // SAFETY: channels and lanes inside the slices, as compared above.
+        unsafe {
+            // Two sums a head, so that no addition waits for the one before.
+            let mut sums = [[I::float(0.0); 2]; N];
+            for channel in 0..d {
+                let key = E::load::<I>(keys.as_ptr().add(channel * ROWS));
+                for head in 0..N {
+                    let query = I::float(*q.as_ptr().add(head * d + channel));
+                    let sum = &mut sums[head][channel % 2];
+                    *sum = I::mul_add(key, query, *sum);
+                }
+            }
+            for (head, [even, odd]) in sums.into_iter().enumerate() {
+                let both = I::mul_add(odd, I::float(1.0), even);
+                I::store_floats(scores.as_mut_ptr().add(head * stride + block * ROWS), both);
+            }
+        }
+    }
+}
+
+on_processor! {
+    /// Sums of the values [run, width], each times its weight, of up to four heads whose weights are `stride` apart.
+    fn weigh_heads(
+        n_heads: usize,
+        weights: &[f32],
+        stride: usize,
+        values: &[E],
+        width: usize,
+        run: usize,
+        target: &mut [f32],
+    ) = weigh_heads_on
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn weigh_heads_on<I: Isa, E: Element>(
+    n_heads: usize,
+    weights: &[f32],
+    stride: usize,
+    values: &[E],
+    width: usize,
+    run: usize,
+    target: &mut [f32],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match n_heads {
+            1 => weigh::<I, E, 1>(weights, stride, values, width, run, target),
+            2 => weigh::<I, E, 2>(weights, stride, values, width, run, target),
+            3 => weigh::<I, E, 3>(weights, stride, values, width, run, target),
+            _ => weigh::<I, E, 4>(weights, stride, values, width, run, target),
+        }
+    }
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn weigh<I: Isa, E: Element, const N: usize>(
+    weights: &[f32],
+    stride: usize,
+    values: &[E],
+    width: usize,
+    run: usize,
+    target: &mut [f32],
+) {
+    /// Registers of a head at a time.
+    const WIDE: usize = 4;
+    assert!(weights.len() >= (N - 1) * stride + run && values.len() >= run * width);
+    assert!(target.len() >= (N - 1) * (width + ROWS) + width && width % ROWS == 0);
+    let mut start = 0;
+    while start < width {
+        // SAFETY: positions and channels inside the slices, as compared above.
+        unsafe {
+            if width - start >= WIDE * ROWS {
+                let mut sums = [[I::float(0.0); WIDE]; N];
+                for position in 0..run {
+                    for part in 0..WIDE {
+                        let value = E::load::<I>(values.as_ptr().add(position * width + start + part * ROWS));
+                        for head in 0..N {
+                            let weight = I::float(*weights.as_ptr().add(head * stride + position));
+                            sums[head][part] = I::mul_add(value, weight, sums[head][part]);
+                        }
+                    }
+                }
+                for head in 0..N {
+                    for part in 0..WIDE {
+                        let at = head * (width + ROWS) + start + part * ROWS;
+                        I::store_floats(target.as_mut_ptr().add(at), sums[head][part]);
+                    }
+                }
+                start += WIDE * ROWS;
+            } else {
+                let mut sums = [I::float(0.0); N];
+                for position in 0..run {
+                    let value = E::load::<I>(values.as_ptr().add(position * width + start));
+                    for head in 0..N {
+                        let weight = I::float(*weights.as_ptr().add(head * stride + position));
+                        sums[head] = I::mul_add(value, weight, sums[head]);
+                    }
+                }
+                for head in 0..N {
+                    I::store_floats(target.as_mut_ptr().add(head * (width + ROWS) + start), sums[head]);
+                }
+                start += ROWS;
+            }
+        }
+    }
+}

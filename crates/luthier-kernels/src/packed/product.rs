@@ -1,0 +1,211 @@
+//! The product of a group of 16 rows with rounded inputs.
+
+use super::activations::Activations;
+use super::codes::BLOCK;
+use super::format::{Format, STEPS, codes, group_bytes, scales, units};
+use crate::isa::{Isa, Plain, ROWS};
+use crate::pool::Shared;
+
+/// Rows of inputs that are multiplied with a block's codes while these stand in registers.
+pub(super) const TILE: usize = 8;
+
+/// Which part of a product is computed.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'i> {
+    pub(super) inputs: &'i Activations,
+    /// Rows of inputs.
+    pub(super) first: usize,
+    pub(super) last: usize,
+    /// The first row of the matrix.
+    pub(super) first_row: usize,
+}
+
+/// Multiplies whole groups; y: [m, rows].
+pub(super) fn groups<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::isa::{Avx2, Vnni};
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        unsafe fn vnni<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
+            // SAFETY: the caller's promise.
+            unsafe { groups_on::<Vnni, F>(bytes, part, rows, y) }
+        }
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
+            // SAFETY: the caller's promise.
+            unsafe { groups_on::<Avx2, F>(bytes, part, rows, y) }
+        }
+        match crate::simd::level() {
+            // SAFETY: the processor has these features.
+            crate::simd::Level::V4 if crate::simd::has_vnni() => {
+                return unsafe { vnni::<F>(bytes, part, rows, y) };
+            }
+            // SAFETY: as above.
+            crate::simd::Level::V4 | crate::simd::Level::V3 => {
+                return unsafe { avx2::<F>(bytes, part, rows, y) };
+            }
+            crate::simd::Level::Baseline => {}
+        }
+    }
+    // SAFETY: plain loops run everywhere.
+    unsafe { groups_on::<Plain, F>(bytes, part, rows, y) }
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn groups_on<I: Isa, F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
+    let group = group_bytes::<F>(part.inputs.blocks * BLOCK);
+    for (at, bytes) in bytes.chunks_exact(group.max(1)).enumerate() {
+        let row = part.first_row + at * ROWS;
+        let mut token = part.first;
+        while token < part.last {
+            // SAFETY: the caller's promise; the inputs hold the tokens up to the last.
+            unsafe {
+                token += match part.last - token {
+                    TILE.. => tile::<I, F, TILE>(bytes, part.inputs, token, row, rows, y),
+                    4..TILE => tile::<I, F, 4>(bytes, part.inputs, token, row, rows, y),
+                    2..4 => tile::<I, F, 2>(bytes, part.inputs, token, row, rows, y),
+                    _ => tile::<I, F, 1>(bytes, part.inputs, token, row, rows, y),
+                };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Isa`]; the inputs hold `T` rows from `token` on.
+#[inline(always)]
+unsafe fn tile<I: Isa, F: Format, const T: usize>(
+    group: &[u8],
+    inputs: &Activations,
+    token: usize,
+    row: usize,
+    rows: usize,
+    y: &Shared<f32>,
+) -> usize {
+    // SAFETY: the caller's promise.
+    let sums = unsafe {
+        match inputs.high.is_empty() {
+            true => sums::<I, F, T, false>(group, inputs, token),
+            false => sums::<I, F, T, true>(group, inputs, token),
+        }
+    };
+    for (at, sums) in sums.into_iter().enumerate() {
+        let start = (token + at) * rows + row;
+        let mut lanes = [0f32; ROWS];
+        // SAFETY: 16 floats; groups have different rows of y.
+        unsafe {
+            I::store_floats(lanes.as_mut_ptr(), sums);
+            let len = ROWS.min(rows - row);
+            y.slice(start, len).copy_from_slice(&lanes[..len]);
+        }
+    }
+    T
+}
+
+/// The sums of 16 rows for `T` rows of inputs.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
+    group: &[u8],
+    inputs: &Activations,
+    token: usize,
+) -> [I::Floats; T] {
+    let n = inputs.blocks;
+    debug_assert!(group.len() == n / F::UNIT * F::UNIT_BYTES && (token + T) * n <= inputs.scales.len());
+    let at = token * n;
+    // SAFETY: the inputs hold these rows; units are whole.
+    unsafe {
+        let (low, high) = (inputs.low.as_ptr().add(at * BLOCK), inputs.high.as_ptr());
+        let high = if PRECISE { high.add(at * BLOCK) } else { high };
+        let input_scales = inputs.scales.as_ptr().add(at);
+        let seeds = inputs.seeds.as_ptr().add(at * F::PARTS);
+        let input_sums = inputs.sums.as_ptr().add(at * F::PARTS);
+        let mut sums = [I::float(0.0); T];
+        for unit_at in 0..n / F::UNIT {
+            let unit = group.as_ptr().add(unit_at * F::UNIT_BYTES);
+            for inner in 0..F::UNIT {
+                let block = unit_at * F::UNIT + inner;
+                let codes = codes::<I, F>(unit.add(inner * F::CODE_BYTES));
+                for part in 0..F::PARTS {
+                    let weight_scales = scales::<I, F>(unit.add(F::SCALES_AT), inner, part, false);
+                    let len = STEPS / F::PARTS;
+                    for t in 0..T {
+                        let block = t * n + block;
+                        let mut sum = I::whole(*seeds.add(block * F::PARTS + part));
+                        let mut above = I::whole(0);
+                        for step in part * len..(part + 1) * len {
+                            let x = block * BLOCK + step * 4;
+                            if PRECISE {
+                                above = dot::<I, F>(above, codes[step], high.add(x));
+                            }
+                            sum = dot::<I, F>(sum, codes[step], low.add(x));
+                        }
+                        if PRECISE {
+                            sum = I::join(above, sum);
+                        }
+                        let scale = I::mul(weight_scales, I::float(*input_scales.add(block)));
+                        sums[t] = I::mul_add(I::to_floats(sum), scale, sums[t]);
+                    }
+                    if F::MINIMUM != 0 {
+                        let minima = scales::<I, F>(unit.add(F::MINIMA_AT), inner, part, true);
+                        for t in 0..T {
+                            let sum = *input_sums.add((t * n + block) * F::PARTS + part);
+                            let sum = if F::MINIMUM < 0 { -sum } else { sum };
+                            sums[t] = I::mul_add(minima, I::float(sum), sums[t]);
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn dot<I: Isa, F: Format>(sum: I::Ints, codes: I::Ints, x: *const i8) -> I::Ints {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match F::WIDE_CODES {
+            true => I::dot::<true>(sum, codes, x),
+            false => I::dot::<false>(sum, codes, x),
+        }
+    }
+}
+
+/// One row of a group as floats.
+pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32]) {
+    for unit_at in 0..units::<F>(target.len()) {
+        let unit = &group[unit_at * F::UNIT_BYTES..][..F::UNIT_BYTES];
+        for inner in 0..F::UNIT {
+            let start = (unit_at * F::UNIT + inner) * BLOCK;
+            if start >= target.len() {
+                break;
+            }
+            // SAFETY: plain loops run everywhere; the unit is whole.
+            unsafe {
+                let codes = codes::<Plain, F>(unit.as_ptr().add(inner * F::CODE_BYTES));
+                for part in 0..F::PARTS {
+                    let scale = scales::<Plain, F>(unit.as_ptr().add(F::SCALES_AT), inner, part, false)[row];
+                    let minimum = match F::MINIMUM {
+                        0 => 0.0,
+                        sign => {
+                            let minima = unit.as_ptr().add(F::MINIMA_AT);
+                            sign as f32 * scales::<Plain, F>(minima, inner, part, true)[row]
+                        }
+                    };
+                    let len = BLOCK / F::PARTS;
+                    for at in part * len..(part + 1) * len {
+                        let code = i32::from(codes[at / 4][row].to_ne_bytes()[at % 4]) - F::OFFSET;
+                        target[start + at] = code as f32 * scale + minimum;
+                    }
+                }
+            }
+        }
+    }
+}
