@@ -90,6 +90,10 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
+/// Bytes that Linux maps around a touched page.
+#[cfg(unix)]
+const AROUND: usize = 1 << 16;
+
 impl Drop for Piece {
     fn drop(&mut self) {
         if self.range.is_empty() {
@@ -98,10 +102,12 @@ impl Drop for Piece {
         #[cfg(unix)]
         {
             use memmap2::UncheckedAdvice::DontNeed;
+            // The system maps pages around those that are touched.
+            let start = self.range.start.saturating_sub(AROUND);
+            let end = self.range.end.saturating_add(AROUND).min(self.file.map.len());
             // SAFETY: the pages of a read-only file map are read again from the file when they are touched again. A
             // refusal only leaves them resident.
-            let _ =
-                unsafe { self.file.map.unchecked_advise_range(DontNeed, self.range.start, self.range.len()) };
+            let _ = unsafe { self.file.map.unchecked_advise_range(DontNeed, start, end - start) };
         }
     }
 }

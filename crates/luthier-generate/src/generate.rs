@@ -20,7 +20,7 @@ use crate::sampling::{choose, penalize};
 use crate::{Error, Result};
 
 /// Tokens of the decoder's input that are read in one pass.
-pub const PREFILL_CHUNK_TOKENS: usize = 512;
+pub const PREFILL_CHUNK_TOKENS: usize = 128;
 
 /// Continues `prompt_ids`, calling `on_token` with each new token as it is decided; `Break` ends decoding.
 ///

@@ -12,8 +12,9 @@ use crate::matmul::{View, Write, sequential};
 use crate::pool::{self, Shared};
 use crate::simd::{LANES, axpy, dispatch, dot, reduce};
 
+pub use crate::isa::Element;
 pub use backward::{Grads, Saved, attention_backward};
-pub use cached::{Cached, Element, KEY_BLOCK, attend_cached};
+pub use cached::{Cached, KEY_BLOCK, attend_cached};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads, d head width
 

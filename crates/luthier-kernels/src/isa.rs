@@ -21,6 +21,7 @@ pub(crate) trait Isa: Copy {
     /// 16 bytes, each as a whole number with its sign.
     unsafe fn load_i8(from: *const u8) -> Self::Ints;
     unsafe fn load_f16(from: *const u8) -> Self::Floats;
+    unsafe fn load_bf16(from: *const u8) -> Self::Floats;
     unsafe fn load_floats(from: *const f32) -> Self::Floats;
     unsafe fn store_floats(to: *mut f32, values: Self::Floats);
     unsafe fn whole(value: i32) -> Self::Ints;
@@ -69,6 +70,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(from: *const u8) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u8) -> __m512 {
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }
         }
         #[inline(always)]
         unsafe fn load_floats(from: *const f32) -> __m512 {
@@ -165,6 +173,14 @@ mod x86 {
                     _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
                 ]
             }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u8) -> Self::Floats {
+            let half = |from: *const u8| unsafe {
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            unsafe { [half(from), half(from.add(16))] }
         }
         #[inline(always)]
         unsafe fn load_floats(from: *const f32) -> Self::Floats {
@@ -272,6 +288,13 @@ impl Isa for Plain {
         })
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> [f32; ROWS] {
+        std::array::from_fn(|lane| unsafe {
+            let bits = u16::from_le(from.cast::<u16>().add(lane).read_unaligned());
+            f32::from_bits(u32::from(bits) << 16)
+        })
+    }
+    #[inline(always)]
     unsafe fn load_floats(from: *const f32) -> [f32; ROWS] {
         std::array::from_fn(|lane| unsafe { from.add(lane).read() })
     }
@@ -323,3 +346,75 @@ impl Isa for Plain {
         })
     }
 }
+
+/// A float in the form in which it is stored.
+pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
+    /// Rounds to it.
+    fn from_f32(value: f32) -> Self;
+    /// As f32.
+    fn to_f32(self) -> f32;
+    /// 16 of them.
+    ///
+    /// # Safety
+    /// As [`Isa`].
+    #[doc(hidden)]
+    #[allow(private_bounds, private_interfaces)]
+    unsafe fn load<I: Isa>(from: *const Self) -> I::Floats;
+}
+
+macro_rules! element {
+    ($type:ty, $from:expr, $to:expr, $load:ident) => {
+        impl Element for $type {
+            #[inline(always)]
+            fn from_f32(value: f32) -> $type {
+                $from(value)
+            }
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to(self)
+            }
+            #[inline(always)]
+            #[allow(private_bounds, private_interfaces)]
+            unsafe fn load<I: Isa>(from: *const $type) -> I::Floats {
+                // SAFETY: the caller's promise.
+                unsafe { I::$load(from.cast()) }
+            }
+        }
+    };
+}
+element!(f32, std::convert::identity, std::convert::identity, load_floats);
+element!(half::f16, half::f16::from_f32, half::f16::to_f32, load_f16);
+element!(half::bf16, half::bf16::from_f32, half::bf16::to_f32, load_bf16);
+
+/// Defines a function that runs `body::<Isa, E>` compiled for the processor.
+macro_rules! on_processor {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        fn $name<E: $crate::isa::Element>($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::isa::{Avx2, Vnni};
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                unsafe fn v4<E: $crate::isa::Element>($($arg: $ty),*) {
+                    // SAFETY: the caller's promise.
+                    unsafe { $body::<Vnni, E>($($arg),*) }
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                unsafe fn v3<E: $crate::isa::Element>($($arg: $ty),*) {
+                    // SAFETY: the caller's promise.
+                    unsafe { $body::<Avx2, E>($($arg),*) }
+                }
+                match $crate::simd::level() {
+                    // SAFETY: the processor has these features.
+                    $crate::simd::Level::V4 if $crate::simd::has_vnni() => return unsafe { v4::<E>($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::simd::Level::V4 | $crate::simd::Level::V3 => return unsafe { v3::<E>($($arg),*) },
+                    $crate::simd::Level::Baseline => {}
+                }
+            }
+            // SAFETY: plain loops run everywhere.
+            unsafe { $body::<$crate::isa::Plain, E>($($arg),*) }
+        }
+    };
+}
+pub(crate) use on_processor;

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use crate::blocks::{BlockType, dequantize};
 use crate::pool::{self, Shared};
 use crate::simd::{dispatch, dot};
-use crate::{quant_dot, widen};
+use crate::{float_dot, quant_dot, widen};
 
 /// A matrix inside a slice: value (row, col) stands at `row * row_stride + col * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,8 @@ pub enum Write {
 
 /// Rows up to which a product counts as bound by reading the matrix.
 const FEW_ROWS: usize = 4;
+/// The same of stored floats, which are widened in registers.
+const FEW_FLOAT_ROWS: usize = 16;
 /// Multiplications below which a second thread costs more than it brings.
 const SMALL: usize = 1 << 15;
 /// Multiplications that make a task of a large product worth its own packing.
@@ -209,6 +211,15 @@ pub fn matmul_stored(
             let start = task * step;
             let part = Part { m, k, n, start, len: step.min(n - start) };
             dot_quantised(part, x, block_type, bytes, &y);
+        });
+    }
+    if m <= FEW_FLOAT_ROWS && float_dot::covers(block_type) && k > 0 {
+        let step = columns_a_task(k * m, n);
+        return pool::run(n.div_ceil(step), &|task| {
+            let (start, end) = (task * step, n.min((task + 1) * step));
+            let weights = &bytes[start * row_bytes..end * row_bytes];
+            // SAFETY: tasks own disjoint columns of y.
+            unsafe { float_dot::products(block_type, x, k, weights, y.pointer(start), n) };
         });
     }
     let tile = if m <= FEW_ROWS { 1 } else { TILE };

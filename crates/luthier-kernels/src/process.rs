@@ -7,6 +7,7 @@ use mimalloc as _;
 
 unsafe extern "C" {
     fn mi_option_set(option: c_int, value: c_long);
+    fn mi_collect(force: bool);
 }
 
 #[cfg(unix)]
@@ -25,19 +26,27 @@ const SIG_IGN: usize = 1;
 /// `mi_option_purge_delay` of mimalloc 2 and 3.
 const PURGE_DELAY: c_int = 15;
 
-/// Makes mimalloc keep freed memory, and candle compute on the calling thread.
-///
-/// A training step frees and takes some gigabytes; memory that goes back to the system in between costs a page fault
-/// for each 4 KiB when it is taken again (measured: some thousands a step with mimalloc's defaults, none so).
-/// candle has a pool of its own for long elementwise operations, whose workers spin beside ours: the threads that a
-/// person asked for would be twice as many.
+/// Makes mimalloc keep freed memory from now on, for training: a step frees and takes some gigabytes, and memory that goes
+/// back to the system in between costs a page fault for each 4 KiB when it is taken again (measured: some thousands a step
+/// with mimalloc's defaults, none so).
+pub fn keep_freed_memory() {
+    // SAFETY: a store inside mimalloc, which reads it atomically.
+    unsafe { mi_option_set(PURGE_DELAY, -1) };
+}
+
+/// Gives freed memory back to the system at once, before much is taken for something else.
+pub fn give_back_freed_memory() {
+    // SAFETY: collects what this thread has freed; nothing points there.
+    unsafe { mi_collect(true) };
+}
+
+/// Makes candle compute on the calling thread: it has a pool of its own for long elementwise operations, whose workers spin
+/// beside ours, and the threads that a person asked for would be twice as many.
 ///
 /// To be the first call of `main`, since it changes the environment, which other threads must not read meanwhile.
 pub fn prepare() {
-    // SAFETY: a plain store inside mimalloc, a signal of the C library ignored, and by this function's rule there is no other
-    // thread yet.
+    // SAFETY: a signal of the C library ignored, and by this function's rule there is no other thread yet.
     unsafe {
-        mi_option_set(PURGE_DELAY, -1);
         std::env::set_var("CANDLE_NUM_THREADS", "1");
         // The write then fails like one on a full disk, and is cleaned up after.
         #[cfg(unix)]

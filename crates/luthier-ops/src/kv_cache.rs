@@ -173,13 +173,13 @@ impl<E: Element> Buffers<E> {
         self.head_dim.next_multiple_of(KEY_BLOCK)
     }
 
-    /// Doubles the capacity where `tokens` more do not fit.
+    /// Makes the capacity half as large again where `tokens` more do not fit.
     fn reserve(&mut self, tokens: usize) {
         let needed = self.len + tokens;
         if needed <= self.capacity {
             return;
         }
-        let capacity = needed.max(self.capacity * 2).next_multiple_of(64);
+        let capacity = needed.max(self.capacity + self.capacity / 2).next_multiple_of(64);
         let value_width = self.value_width();
         for (side, width) in [(&mut self.keys, self.head_dim), (&mut self.values, value_width)] {
             // Blocks of keys follow each other as tokens do, so that what is there keeps its place in its head.

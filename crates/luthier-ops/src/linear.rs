@@ -3,6 +3,7 @@
 use candle_core::{Result, Shape, Tensor};
 use luthier_kernels::buffer::unfilled;
 use luthier_kernels::matmul::{View, Write, matmul, matmul_stored, matmul_stored_transposed};
+use luthier_kernels::packed::{Packed, multiply_all};
 use luthier_kernels::rows;
 
 use crate::Weight;
@@ -29,6 +30,40 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tens
     dims.pop();
     dims.push(n);
     tape::apply(Linear { weight: weight.clone(), bias: bias.cloned(), shape: dims.into() }, &[x])
+}
+
+/// Several linear maps of the same x: [.., m] -> [.., n] each. Packed weights without biases read and round x once.
+pub fn linear_all<const N: usize>(x: &Tensor, maps: [(&Weight, Option<&Weight>); N]) -> Result<[Tensor; N]> {
+    let packed = maps.map(|(weight, bias)| match weight.values() {
+        Values::Packed(matrix) if bias.is_none() => Some(matrix),
+        _ => None,
+    });
+    let width = x.dims().last().copied().unwrap_or(0);
+    let fits = |matrix: &Option<&Packed>| matrix.is_some_and(|matrix| matrix.cols() == width);
+    let mut results = Vec::with_capacity(N);
+    if !tape::is_fused(&[x]) || x.track_op() && tape::is_recording() || !packed.iter().all(fits) {
+        for (weight, bias) in maps {
+            results.push(linear(x, weight, bias)?);
+        }
+    } else {
+        let rows = x.elem_count() / width.max(1);
+        let x_values = x.contiguous()?;
+        let mut values: Vec<Vec<f32>> =
+            packed.iter().flatten().map(|matrix| unfilled(rows * matrix.rows())).collect();
+        tape::read(&[&x_values], |slices| {
+            let mut products: Vec<(&Packed, &mut [f32])> =
+                packed.iter().flatten().copied().zip(values.iter_mut().map(Vec::as_mut_slice)).collect();
+            multiply_all(slices[0], rows, &mut products);
+            Ok(())
+        })?;
+        for (values, matrix) in values.into_iter().zip(packed.iter().flatten()) {
+            let mut dims = x.dims().to_vec();
+            dims.pop();
+            dims.push(matrix.rows());
+            results.push(Tensor::from_vec(values, dims, x.device())?);
+        }
+    }
+    results.try_into().map_err(|_| candle_core::Error::Msg("one result for each map".to_string()))
 }
 
 /// Whether the fused kernels can read the weight.

@@ -1,6 +1,7 @@
 //! What MODEL means on the command line: a folder, a GGUF file, `hf:org/name[@revision]`, or `builtin`; and what comes
 //! out of opening it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -34,6 +35,8 @@ pub struct Loaded {
     pub checkpoint: Checkpoint,
     /// The model, its weights as their file stores them.
     pub model: Box<dyn Model>,
+    /// Made before the weights were read, and not asked for yet.
+    tokenizer: RefCell<Option<Tokenizer>>,
 }
 
 /// Opens MODEL: headers only, weights stay on disk.
@@ -88,15 +91,18 @@ pub fn load(model: &str) -> anyhow::Result<Loaded> {
     let checkpoint = open(model).with_context(|| format!("model {model}"))?;
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options).with_context(|| format!("model {model}"))?;
-    Ok(Loaded { checkpoint, model })
+    Ok(Loaded { checkpoint, model, tokenizer: RefCell::default() })
 }
 
-/// As [`load`], with quantised matrices packed for products in whole numbers.
-pub fn load_packed(model: &str, precision: Precision) -> anyhow::Result<Loaded> {
+/// As [`load`], with quantised matrices packed for products in whole numbers. `reads_text`: makes the tokenizer too, before
+/// the weights, since what it is made of takes as much memory for a moment as a small model.
+pub fn load_packed(model: &str, precision: Precision, reads_text: bool) -> anyhow::Result<Loaded> {
     let checkpoint = open(model).with_context(|| format!("model {model}"))?;
+    let tokenizer = if reads_text { tokenizer_if_any(&checkpoint)? } else { None };
+    luthier_kernels::process::give_back_freed_memory();
     let model =
         luthier_arch::load_packed(&checkpoint, precision).with_context(|| format!("model {model}"))?;
-    Ok(Loaded { checkpoint, model })
+    Ok(Loaded { checkpoint, model, tokenizer: RefCell::new(tokenizer) })
 }
 
 /// Whether MODEL names something on the hub.
@@ -134,14 +140,16 @@ pub fn local_path(model: &str) -> anyhow::Result<PathBuf> {
 impl Loaded {
     /// The tokenizer that comes with the model; an error where there is none or it does not fit the vocabulary.
     pub fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
-        let tokenizer = tokenizer(&self.checkpoint)?;
+        let early = self.tokenizer.take();
+        let tokenizer = early.map_or_else(|| tokenizer(&self.checkpoint), Ok)?;
         self.check_fits(&tokenizer)?;
         Ok(tokenizer)
     }
 
     /// The tokenizer, where the model has files of one.
     pub fn tokenizer_if_any(&self) -> anyhow::Result<Option<Tokenizer>> {
-        let tokenizer = tokenizer_if_any(&self.checkpoint)?;
+        let early = self.tokenizer.take();
+        let tokenizer = early.map_or_else(|| tokenizer_if_any(&self.checkpoint), |early| Ok(Some(early)))?;
         if let Some(tokenizer) = &tokenizer {
             self.check_fits(tokenizer)?;
         }

@@ -17,6 +17,7 @@ use crate::{places, texts};
 
 /// Runs a recipe; `label` stands before the lines that a person reads meanwhile. `force` throws away what `out` holds.
 pub fn train(recipe: &Recipe, session: &Session, label: &str, force: bool) -> anyhow::Result<Outcome> {
+    luthier_kernels::process::keep_freed_memory();
     if let Some(threads) = recipe.threads {
         luthier_kernels::pool::set_threads(usize::try_from(threads)?);
     }
@@ -110,6 +111,7 @@ pub fn bench(
     if timed == 0 {
         bail!("steps: wanted more than the {WARM_UP_STEPS} that warm up, got {steps}");
     }
+    luthier_kernels::process::keep_freed_memory();
     let checkpoint = places::open(model)?;
     let options = LoadOptions { trainable: true, device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options)?;

@@ -141,8 +141,9 @@ impl Attention {
             Some((cos, sin)) => rope(&x, cos, sin),
             None => Ok(x),
         };
-        let (q_bthd, k_btkd) = (turned(self.queries(x_btm)?)?, turned(self.keys(x_btm)?)?);
-        let v_btkd = self.values(x_btm)?;
+        let [q, k, v] = Linear::forward_all([&self.query, &self.key, &self.value], x_btm)?;
+        let (q_bthd, k_btkd) = (turned(self.query_heads(&q)?)?, turned(self.key_heads(&k)?)?);
+        let v_btkd = self.split(&v, self.shape.kv_heads)?;
         let spec = AttentionSpec {
             scale: self.shape.scale,
             softcap: self.shape.softcap,
@@ -199,12 +200,20 @@ impl Attention {
     }
 
     fn queries(&self, x_btm: &Tensor) -> Result<Tensor> {
-        let q_bthd = self.split(&self.query.forward(x_btm)?, self.shape.query_heads)?;
+        self.query_heads(&self.query.forward(x_btm)?)
+    }
+
+    fn query_heads(&self, q: &Tensor) -> Result<Tensor> {
+        let q_bthd = self.split(q, self.shape.query_heads)?;
         self.query_norm.as_ref().map_or(Ok(q_bthd.clone()), |norm| norm.forward(&q_bthd))
     }
 
     fn keys(&self, x_bsm: &Tensor) -> Result<Tensor> {
-        let k_bskd = self.split(&self.key.forward(x_bsm)?, self.shape.kv_heads)?;
+        self.key_heads(&self.key.forward(x_bsm)?)
+    }
+
+    fn key_heads(&self, k: &Tensor) -> Result<Tensor> {
+        let k_bskd = self.split(k, self.shape.kv_heads)?;
         self.key_norm.as_ref().map_or(Ok(k_bskd.clone()), |norm| norm.forward(&k_bskd))
     }
 

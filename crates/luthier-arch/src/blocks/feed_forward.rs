@@ -94,10 +94,12 @@ impl FeedForward {
 
     /// x: [b, t, m] -> [b, t, m].
     pub fn forward(&self, x_btm: &Tensor) -> Result<Tensor> {
-        let up_btf = self.up.forward(x_btm)?;
         let inner_btf = match &self.gate {
-            Some(gate) => gated(&gate.forward(x_btm)?, &up_btf, self.activation)?,
-            None => plain(&up_btf, self.activation)?,
+            Some(gate) => {
+                let [gate_btf, up_btf] = Linear::forward_all([gate, &self.up], x_btm)?;
+                gated(&gate_btf, &up_btf, self.activation)?
+            }
+            None => plain(&self.up.forward(x_btm)?, self.activation)?,
         };
         self.down.forward(&inner_btf)
     }

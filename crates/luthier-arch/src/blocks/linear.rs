@@ -27,6 +27,14 @@ impl Linear {
         self.weight.name()
     }
 
+    /// Several maps of the same x: [.., m] -> [.., n] each.
+    pub fn forward_all<const N: usize>(maps: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
+        for map in maps {
+            map.tap.see(|observer| observer.matrix(map.weight.name(), x))?;
+        }
+        luthier_ops::linear::linear_all(x, maps.map(|map| (&map.weight, map.bias.as_ref())))
+    }
+
     /// x: [.., m] -> [.., n].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.tap.see(|observer| observer.matrix(self.weight.name(), x))?;

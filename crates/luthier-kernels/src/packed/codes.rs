@@ -19,15 +19,21 @@ pub(super) struct Taken {
     pub(super) small_minima: [u8; 16],
 }
 
-/// Takes one block of a quantised type apart.
-pub(super) fn take(block_type: BlockType, block: &[u8]) -> Taken {
-    let mut taken = Taken {
-        codes: [0; 256],
-        scale: [0; 2],
-        minimum: [0; 2],
-        small_scales: [0; 16],
-        small_minima: [0; 16],
-    };
+impl Taken {
+    pub(super) fn new() -> Taken {
+        Taken {
+            codes: [0; 256],
+            scale: [0; 2],
+            minimum: [0; 2],
+            small_scales: [0; 16],
+            small_minima: [0; 16],
+        }
+    }
+}
+
+/// Takes one block of a quantised type apart; `taken` is that of other blocks of the type.
+#[inline(always)]
+pub(super) fn take(block_type: BlockType, block: &[u8], taken: &mut Taken) {
     if let Some((at, count)) = block_type.scales() {
         taken.scale.copy_from_slice(&block[at..at + 2]);
         if count == 2 {
@@ -43,18 +49,18 @@ pub(super) fn take(block_type: BlockType, block: &[u8]) -> Taken {
             // A signed byte plus 128.
             taken.codes.iter_mut().zip(&block[2..34]).for_each(|(code, byte)| *code = byte ^ 0x80);
         }
-        BlockType::Q2K => q2_k(block, &mut taken),
-        BlockType::Q3K => q3_k(block, &mut taken),
-        BlockType::Q4K => q4_k(block, &mut taken),
+        BlockType::Q2K => q2_k(block, taken),
+        BlockType::Q3K => q3_k(block, taken),
+        BlockType::Q4K => q4_k(block, taken),
         BlockType::Q5K => {
-            q4_k_scales(&block[4..16], &mut taken);
+            q4_k_scales(&block[4..16], taken);
             for (at, code) in taken.codes.iter_mut().enumerate() {
                 let (group, i) = (at / 32, at % 32);
                 *code = (block[48 + group / 2 * 32 + i] >> (group % 2 * 4)) & 15
                     | ((block[16 + i] >> group) & 1) << 4;
             }
         }
-        BlockType::Q6K => q6_k(block, &mut taken),
+        BlockType::Q6K => q6_k(block, taken),
         BlockType::TQ1_0 => tq1_0(block, &mut taken.codes),
         BlockType::TQ2_0 => {
             for (at, code) in taken.codes.iter_mut().enumerate() {
@@ -63,9 +69,9 @@ pub(super) fn take(block_type: BlockType, block: &[u8]) -> Taken {
         }
         BlockType::F32 | BlockType::F16 | BlockType::BF16 => unreachable!("floats have no codes"),
     }
-    taken
 }
 
+#[inline(always)]
 fn nibbles(pairs: &[u8], codes: &mut [u8]) {
     for (at, pair) in pairs.iter().enumerate() {
         codes[at] = pair & 15;
@@ -73,6 +79,7 @@ fn nibbles(pairs: &[u8], codes: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn fifths(bytes: &[u8], codes: &mut [u8]) {
     nibbles(&bytes[4..], codes);
     for (at, code) in codes[..32].iter_mut().enumerate() {
@@ -80,6 +87,7 @@ fn fifths(bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn q2_k(block: &[u8], taken: &mut Taken) {
     for (group, small) in block[..16].iter().enumerate() {
         taken.small_scales[group] = small & 15;
@@ -90,6 +98,7 @@ fn q2_k(block: &[u8], taken: &mut Taken) {
     }
 }
 
+#[inline(always)]
 fn q3_k(block: &[u8], taken: &mut Taken) {
     let packed = &block[96..108];
     for (at, scale) in taken.small_scales.iter_mut().enumerate() {
@@ -105,6 +114,7 @@ fn q3_k(block: &[u8], taken: &mut Taken) {
     }
 }
 
+#[inline(always)]
 fn q4_k_scales(packed: &[u8], taken: &mut Taken) {
     for at in 0..8 {
         (taken.small_scales[at], taken.small_minima[at]) = if at < 4 {
@@ -116,6 +126,7 @@ fn q4_k_scales(packed: &[u8], taken: &mut Taken) {
     }
 }
 
+#[inline(always)]
 fn q4_k(block: &[u8], taken: &mut Taken) {
     q4_k_scales(&block[4..16], taken);
     for (at, code) in taken.codes.iter_mut().enumerate() {
@@ -124,6 +135,7 @@ fn q4_k(block: &[u8], taken: &mut Taken) {
     }
 }
 
+#[inline(always)]
 fn q6_k(block: &[u8], taken: &mut Taken) {
     taken.small_scales.copy_from_slice(&block[192..208]);
     for (at, code) in taken.codes.iter_mut().enumerate() {
@@ -134,6 +146,7 @@ fn q6_k(block: &[u8], taken: &mut Taken) {
     }
 }
 
+#[inline(always)]
 fn tq1_0(block: &[u8], codes: &mut [u8]) {
     let mut at = 0;
     for (start, n_bytes, n_digits) in [(0, 32, 5), (32, 16, 5), (48, 4, 4)] {

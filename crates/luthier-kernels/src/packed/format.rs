@@ -172,9 +172,11 @@ pub(super) fn group_bytes<F: Format>(cols: usize) -> usize {
 }
 
 /// Packs up to 16 rows of a file into a group; rows and columns that are missing become zeros.
+#[inline(always)]
 pub(super) fn pack_group<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
     let (block_len, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
     let row_bytes = cols / block_len * block_bytes;
+    let mut taken = Taken::new();
     for (unit_at, unit) in group.chunks_exact_mut(F::UNIT_BYTES).enumerate() {
         unit.fill(0);
         // Of a unit of two blocks the second may be missing.
@@ -186,7 +188,8 @@ pub(super) fn pack_group<F: Format>(rows: &[u8], n_rows: usize, cols: usize, gro
             }
             for row in 0..n_rows {
                 let block = &rows[row * row_bytes + number * block_bytes..][..block_bytes];
-                put::<F>(unit, part * block_len / BLOCK, row, &take(F::TYPE, block));
+                take(F::TYPE, block, &mut taken);
+                put::<F>(unit, part * block_len / BLOCK, row, &taken);
             }
         }
     }

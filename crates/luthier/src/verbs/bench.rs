@@ -80,7 +80,7 @@ impl Act for Bench {
 impl Bench {
     fn decoding(&self, session: &Session) -> anyhow::Result<Report> {
         let started = Instant::now();
-        let loaded = places::load_packed(&self.model, Precision::Fast)?;
+        let loaded = places::load_packed(&self.model, Precision::Fast, false)?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         let context = loaded.model.context_length().unwrap_or(usize::MAX);
         let options = BenchOptions {

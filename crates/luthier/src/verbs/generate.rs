@@ -78,7 +78,7 @@ impl Act for Generate {
     }
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        let loaded = places::load_packed(&self.model, Precision::Fast)?;
+        let loaded = places::load_packed(&self.model, Precision::Fast, true)?;
         let tokenizer = match self.prompt.is_some() || !self.stop.is_empty() {
             true => Some(loaded.tokenizer()?),
             false => loaded.tokenizer_if_any()?,

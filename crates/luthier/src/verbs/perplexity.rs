@@ -68,7 +68,7 @@ impl Act for Perplexity {
     }
 
     fn act(self, _session: &Session) -> anyhow::Result<Report> {
-        let loaded = places::load_packed(&self.model, Precision::Precise)?;
+        let loaded = places::load_packed(&self.model, Precision::Precise, true)?;
         let method = self.method(&loaded)?;
         let text = texts::bytes(&self.text)?;
         let tokenizer = loaded.tokenizer()?;
