@@ -1,5 +1,7 @@
 //! `cargo xtask bench WHAT`: our speed beside a peer's, interleaved in one run; figures go to bench/runs.
 
+mod decode;
+mod machine;
 mod surgery;
 mod train;
 
@@ -12,9 +14,11 @@ use serde_json::Value;
 /// Runs what the first argument names.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
+        Some("decode") => decode::run(&arguments[1..]),
+        Some("machine") => machine::run(&arguments[1..]),
         Some("surgery") => surgery::run(&arguments[1..]),
         Some("train") => train::run(&arguments[1..]),
-        _ => bail!("cargo xtask\n{}\n{}", surgery::HELP, train::HELP),
+        _ => bail!("cargo xtask\n{}", [decode::HELP, machine::HELP, surgery::HELP, train::HELP].join("\n")),
     }
 }
 

@@ -17,6 +17,7 @@ use luthier_ops::Weight;
 use crate::options::{FinishReason, GenerateOptions, Generation};
 use crate::random::Random;
 use crate::sampling::{choose, penalize};
+use crate::speculate::{Drafted, Drafter, judge};
 use crate::{Error, Result};
 
 /// Tokens of the decoder's input that are read in one pass.
@@ -38,6 +39,25 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    generate_drafted(model, prompt_ids, decoder_ids, options, None, on_token)
+}
+
+/// What drafts, and how many tokens a step.
+pub type WithDrafts<'d> = Option<(&'d mut dyn Drafter, usize)>;
+
+/// As [`generate`], with a drafter whose tokens the model only confirms: the same tokens where decoding is greedy, up to rounding,
+/// and the same distribution otherwise.
+///
+/// # Errors
+/// Those of [`generate`] and of the drafter.
+pub fn generate_drafted(
+    model: &dyn Model,
+    prompt_ids: &[u32],
+    decoder_ids: Option<&[u32]>,
+    options: &GenerateOptions,
+    mut drafter: WithDrafts,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generation> {
     options.check()?;
     if let Some(stop) = options.stop.first() {
         return Err(Error::Option {
@@ -57,39 +77,62 @@ pub fn generate(
         prompt_tokens,
         time_to_first_token: None,
         decode_time: Duration::ZERO,
+        drafted_tokens: 0,
+        accepted_tokens: 0,
     };
     if budget_tokens == 0 {
         return Ok(generation);
     }
-    // A cache of f16 loses less than such weights have lost already, and is read in half the time.
-    let is_narrow = model.weights().iter().any(Weight::is_narrow);
-    let mut cache = if is_narrow { Cache::half() } else { Cache::new() };
+    let mut cache = new_cache(model);
     let mut random = Random::new(options.seed);
-    let mut logits = prefill(model, &context, encoded.as_ref(), &mut cache)?;
+    let mut drafted: Vec<Drafted> = Vec::new();
+    let mut logits = prefill(model, std::slice::from_ref(&context), encoded.as_ref(), &mut cache)?;
     loop {
-        check_logits(&logits, context.len() - 1)?;
-        penalize(&mut logits, &context, options.repetition_penalty);
-        let id = choose(&logits, options, &mut random);
-        context.push(id);
-        generation.token_ids.push(id);
-        let elapsed = started.elapsed();
-        let first = *generation.time_to_first_token.get_or_insert(elapsed);
-        generation.decode_time = elapsed - first;
-        let flow = on_token(id);
-        if options.is_end(id) {
-            generation.finish_reason = FinishReason::EndToken;
-            break;
+        // One row for each drafted token, and one for the token after them.
+        for (row, logits) in logits.iter_mut().enumerate() {
+            check_logits(logits, context.len() - 1)?;
+            penalize(logits, &context, options.repetition_penalty);
+            let (id, is_kept) = match drafted.get(row) {
+                Some(drafted) => judge(drafted, logits, options, &mut random),
+                None => (choose(logits, options, &mut random), false),
+            };
+            context.push(id);
+            generation.token_ids.push(id);
+            generation.accepted_tokens += usize::from(is_kept);
+            let elapsed = started.elapsed();
+            let first = *generation.time_to_first_token.get_or_insert(elapsed);
+            generation.decode_time = elapsed - first;
+            let flow = on_token(id);
+            if options.is_end(id) {
+                generation.finish_reason = FinishReason::EndToken;
+                return Ok(generation);
+            }
+            if flow.is_break() {
+                generation.finish_reason = FinishReason::Cancelled;
+                return Ok(generation);
+            }
+            if generation.token_ids.len() == budget_tokens {
+                return Ok(generation);
+            }
+            if !is_kept {
+                break;
+            }
         }
-        if flow.is_break() {
-            generation.finish_reason = FinishReason::Cancelled;
-            break;
-        }
-        if generation.token_ids.len() == budget_tokens {
-            break;
-        }
-        logits = next_logits(model, &[id], encoded.as_ref(), &mut cache)?;
+        // What was drafted and not kept is forgotten.
+        cache.truncate(context.len() - 1)?;
+        drafted = match &mut drafter {
+            // The model itself gives the token after the drafted ones.
+            Some((drafter, count)) => {
+                let count = (*count).min(budget_tokens - generation.token_ids.len() - 1);
+                drafter.draft(&context, count, options, &mut random)?
+            }
+            None => Vec::new(),
+        };
+        generation.drafted_tokens += drafted.len();
+        let mut next = vec![context[context.len() - 1]];
+        next.extend(drafted.iter().map(|drafted| drafted.id));
+        logits = each_logits(model, &next, encoded.as_ref(), &mut cache)?;
     }
-    Ok(generation)
 }
 
 /// The decoder's input, and what the encoder made of the prompt where there is an encoder; all checked.
@@ -134,36 +177,72 @@ pub fn check_ids(model: &dyn Model, input: &'static str, ids: &[u32]) -> Result<
     }
 }
 
-/// Reads the decoder's input into the cache; the logits (`[v]`) after its last token.
-fn prefill(model: &dyn Model, ids: &[u32], encoded: Option<&Encoded>, cache: &mut Cache) -> Result<Vec<f32>> {
-    let mut chunks = ids.chunks(PREFILL_CHUNK_TOKENS).peekable();
-    while let Some(chunk) = chunks.next() {
-        if chunks.peek().is_none() {
-            return next_logits(model, chunk, encoded, cache);
+/// A cache for the model: of f16 where weights are stored in that or quantised, which loses less than they have lost already
+/// and is read in half the time.
+pub(crate) fn new_cache(model: &dyn Model) -> Cache {
+    let is_narrow = model.weights().iter().any(Weight::is_narrow);
+    if is_narrow { Cache::half() } else { Cache::new() }
+}
+
+/// Reads the decoder's inputs, which are equally long, into the cache; the logits (`[v]` each) after their last tokens.
+pub(crate) fn prefill(
+    model: &dyn Model,
+    rows: &[Vec<u32>],
+    encoded: Option<&Encoded>,
+    cache: &mut Cache,
+) -> Result<Vec<Vec<f32>>> {
+    let length = rows.first().map_or(0, Vec::len);
+    let mut start = 0;
+    while start < length {
+        let end = length.min(start + PREFILL_CHUNK_TOKENS);
+        let chunk: Vec<&[u32]> = rows.iter().map(|ids| &ids[start..end]).collect();
+        if end == length {
+            return next_logits(model, &chunk, encoded, cache);
         }
-        run(model, chunk, encoded, cache)?;
+        run(model, &chunk, encoded, cache)?;
+        start = end;
     }
     Err(Error::Empty { input: "decoder tokens" })
 }
 
-fn next_logits(
+/// Reads more tokens of each row, equally many; the logits (`[v]` each) after the last.
+pub(crate) fn next_logits(
+    model: &dyn Model,
+    rows: &[&[u32]],
+    encoded: Option<&Encoded>,
+    cache: &mut Cache,
+) -> Result<Vec<Vec<f32>>> {
+    let states_btm = run(model, rows, encoded, cache)?;
+    let last_b1m = states_btm.narrow(1, rows[0].len() - 1, 1)?.contiguous()?;
+    let logits = model.logits(&last_b1m)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if rows.len() == 1 {
+        return Ok(vec![logits]);
+    }
+    Ok(logits.chunks(logits.len() / rows.len()).map(<[f32]>::to_vec).collect())
+}
+
+/// Reads more tokens of the only row; the logits (`[v]`) after each of them.
+fn each_logits(
     model: &dyn Model,
     ids: &[u32],
     encoded: Option<&Encoded>,
     cache: &mut Cache,
-) -> Result<Vec<f32>> {
-    let states_btm = run(model, ids, encoded, cache)?;
-    let last_b1m = states_btm.narrow(1, ids.len() - 1, 1)?.contiguous()?;
-    Ok(model.logits(&last_b1m)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+) -> Result<Vec<Vec<f32>>> {
+    let states_btm = run(model, &[ids], encoded, cache)?;
+    let logits = model.logits(&states_btm)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if ids.len() == 1 {
+        return Ok(vec![logits]);
+    }
+    Ok(logits.chunks(logits.len() / ids.len()).map(<[f32]>::to_vec).collect())
 }
 
-fn run(model: &dyn Model, ids: &[u32], encoded: Option<&Encoded>, cache: &mut Cache) -> Result<Tensor> {
-    let tokens = TokenBatch { ids: ids.to_vec(), rows: 1, segments: None };
+fn run(model: &dyn Model, rows: &[&[u32]], encoded: Option<&Encoded>, cache: &mut Cache) -> Result<Tensor> {
+    let tokens = TokenBatch { ids: rows.concat(), rows: rows.len(), segments: None };
     Ok(model.hidden(&tokens, encoded, Some(cache))?)
 }
 
 /// An error for NaN, for positive infinity, and where nothing is finite; negative infinity is a masked token.
-fn check_logits(logits: &[f32], position: usize) -> Result<()> {
+pub(crate) fn check_logits(logits: &[f32], position: usize) -> Result<()> {
     let wrong = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY);
     let wrong = wrong.or_else(|| logits.iter().all(|&logit| logit == f32::NEG_INFINITY).then_some(0));
     match wrong {

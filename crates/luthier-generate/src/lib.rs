@@ -9,11 +9,15 @@ pub mod generate;
 pub mod options;
 pub mod random;
 pub mod sampling;
+pub mod speculate;
 pub mod stop;
 pub mod text;
+pub mod together;
 
 pub use end_tokens::end_token_ids;
 pub use error::{Error, Result};
-pub use generate::generate;
+pub use generate::{WithDrafts, generate, generate_drafted};
 pub use options::{FinishReason, GenerateOptions, Generation};
+pub use speculate::{DraftModel, Drafter, Lookup};
 pub use text::generate_text;
+pub use together::generate_together;

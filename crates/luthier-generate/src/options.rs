@@ -115,6 +115,10 @@ pub struct Generation {
     pub time_to_first_token: Option<Duration>,
     /// From the first new token to the last.
     pub decode_time: Duration,
+    /// Tokens that a drafter proposed.
+    pub drafted_tokens: usize,
+    /// Those of them that the model kept.
+    pub accepted_tokens: usize,
 }
 
 impl Generation {

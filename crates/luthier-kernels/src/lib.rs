@@ -30,6 +30,6 @@ pub mod process;
 mod quant_dot;
 pub mod rope;
 pub mod rows;
-mod simd;
+pub mod simd;
 pub mod symmetric;
 pub mod widen;

@@ -50,10 +50,23 @@ pub(crate) fn has_vnni() -> bool {
     is_x86_feature_detected!("avx512vnni")
 }
 
+static LEVEL: AtomicU8 = AtomicU8::new(u8::MAX);
+
+/// Computes from now on as on a processor without more than `avx2`, or with nothing special (`plain`); false for another
+/// word. To compare with, and for processors that slow down with wide registers.
+pub fn limit(word: &str) -> bool {
+    let most = match word {
+        "avx2" => Level::V3,
+        "plain" => Level::Baseline,
+        _ => return false,
+    };
+    LEVEL.store(detect().min(most) as u8, Ordering::Relaxed);
+    true
+}
+
 /// The best level of this processor.
 #[inline]
 fn best() -> Level {
-    static LEVEL: AtomicU8 = AtomicU8::new(u8::MAX);
     match LEVEL.load(Ordering::Relaxed) {
         0 => Level::Baseline,
         1 => Level::V3,

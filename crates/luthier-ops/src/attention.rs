@@ -157,6 +157,9 @@ impl Fused for Attention {
     }
 }
 
+/// Queries of a sequence that are computed as if they came one by one.
+const QUERIES_IN_TURN: usize = 16;
+
 /// Attention over a cache that already holds the queries' own keys; no gradients. q: [b, t, h, d] -> [b, t, h, d].
 pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) -> Result<Tensor> {
     let (batch, queries, heads, head_dim) = q_bthd.dims4()?;
@@ -167,7 +170,8 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
         check(q_bthd, &keys, &values, spec)?;
         return reference(&q_bthd.detach(), &keys, &values, spec);
     };
-    if queries != 1 || spec.bias.is_some() || spec.segments.is_some() {
+    let in_turn = queries == 1 || batch == 1 && queries <= QUERIES_IN_TURN;
+    if !in_turn || spec.bias.is_some() || spec.segments.is_some() {
         let Some((keys, values)) = cache.tensors(q_bthd.device())? else {
             candle_core::bail!("attention over an empty cache")
         };
@@ -180,7 +184,13 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
-        cache.attend(spec.rule(None), slices[0], heads, &mut out);
+        let one = heads * head_dim;
+        // One after the other, so that a token's output does not depend on how many are read with it.
+        for at in 0..if batch == 1 { queries } else { 1 } {
+            let rule = Rule { query_offset: spec.query_offset + at, ..spec.rule(None) };
+            let part = if batch == 1 { at * one..(at + 1) * one } else { 0..out.len() };
+            cache.attend(rule, &slices[0][part.clone()], heads, &mut out[part]);
+        }
         Ok(())
     })?;
     Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())

@@ -7,6 +7,9 @@ use clap::{Args, Command, FromArgMatches};
 use crate::session::{Faulty, Session};
 use crate::verbs::{self, VERBS};
 
+/// Names a kind of processor to compute as on: `avx2` or `plain`.
+const CPU_VARIABLE: &str = "LUTHIER_CPU";
+
 /// Runs the program on the process's own arguments.
 pub fn main() -> ExitCode {
     luthier_kernels::process::prepare();
@@ -14,6 +17,12 @@ pub fn main() -> ExitCode {
     let session = Session::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     luthier_kernels::pool::set_threads(session.thread_count());
     session.announce();
+    if let Some(word) = std::env::var_os(CPU_VARIABLE)
+        && !word.to_str().is_some_and(luthier_kernels::simd::limit)
+    {
+        complain(&anyhow::anyhow!("{CPU_VARIABLE}={}: wanted avx2 or plain", word.display()));
+        return ExitCode::from(2);
+    }
     let outcome = match matches.subcommand() {
         Some((name, options)) => {
             let verb = verbs::find(name).expect("clap only knows the verbs of the table");

@@ -4,7 +4,10 @@ use std::ops::ControlFlow;
 
 use luthier_arch::model::{Model, TokenBatch};
 use luthier_generate::generate::PREFILL_CHUNK_TOKENS;
-use luthier_generate::{Error, FinishReason, GenerateOptions, Generation, generate};
+use luthier_generate::{
+    DraftModel, Drafter, Error, FinishReason, GenerateOptions, Generation, Lookup, generate,
+    generate_drafted, generate_together,
+};
 
 use crate::tiny::Tiny;
 
@@ -168,4 +171,101 @@ fn nan_logits_are_an_error() {
     let model = Tiny::new(14, 50, 64, false).with_nan_head();
     let result = generate(&model, &[1, 2], None, &options(1), &mut |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(Error::Logits { position: 1, id: 0, .. })), "{result:?}");
+}
+
+#[test]
+fn sequences_decoded_together_are_those_decoded_alone() {
+    for encoder_decoder in [false, true] {
+        let model = Tiny::new(8, 50, 64, encoder_decoder);
+        let prompts = [vec![3, 1, 4], vec![1, 5, 9], vec![2, 6, 5]];
+        let mut options = options(20);
+        let together = generate_together(&model, &prompts, &options).unwrap();
+        for (prompt, together) in prompts.iter().zip(&together) {
+            assert_eq!(run(&model, prompt, &options).token_ids, together.token_ids);
+        }
+        // One that ends early keeps what it has, and the others go on.
+        let end = together[1].token_ids[4];
+        options.eos_token_ids = vec![end];
+        let ended = generate_together(&model, &prompts, &options).unwrap();
+        for (prompt, ended) in prompts.iter().zip(&ended) {
+            let alone = run(&model, prompt, &options);
+            assert_eq!(
+                (alone.token_ids, alone.finish_reason),
+                (ended.token_ids.clone(), ended.finish_reason)
+            );
+        }
+    }
+    let model = Tiny::new(8, 50, 64, false);
+    let error = generate_together(&model, &[vec![1, 2], vec![3]], &options(2)).unwrap_err().to_string();
+    assert!(error.contains("one length"), "{error}");
+}
+
+fn drafted(model: &Tiny, prompt: &[u32], options: &GenerateOptions, drafter: &mut dyn Drafter) -> Generation {
+    let mut go_on = |_| ControlFlow::Continue(());
+    generate_drafted(model, prompt, None, options, Some((drafter, 4)), &mut go_on).unwrap()
+}
+
+#[test]
+fn drafts_change_nothing_of_greedy_decoding() {
+    let model = Tiny::new(5, 20, 128, false);
+    for seed in [5, 6, 7] {
+        let other = Tiny::new(seed, 20, 128, false);
+        for prompt in [vec![3, 1, 4, 1, 5, 9, 3, 1], vec![7]] {
+            let options = options(100);
+            let alone = run(&model, &prompt, &options);
+            let by_model = drafted(&model, &prompt, &options, &mut DraftModel::new(&other, 20).unwrap());
+            let by_lookup = drafted(&model, &prompt, &options, &mut Lookup { longest: 3 });
+            assert_eq!(alone.token_ids, by_model.token_ids);
+            assert_eq!(alone.token_ids, by_lookup.token_ids);
+            // The model drafts for itself what it then keeps.
+            if seed == 5 {
+                assert_eq!(by_model.drafted_tokens, by_model.accepted_tokens);
+                assert!(by_model.accepted_tokens > 70, "{by_model:?}");
+            }
+        }
+    }
+    // An end token, a full context and a short budget end it as ever.
+    let mut options = options(9);
+    let all = run(&model, &[3, 1, 4], &options).token_ids;
+    options.eos_token_ids = vec![all[6]];
+    let alone = run(&model, &[3, 1, 4], &options);
+    let by_model = drafted(&model, &[3, 1, 4], &options, &mut DraftModel::new(&model, 20).unwrap());
+    assert_eq!((alone.token_ids, alone.finish_reason), (by_model.token_ids, by_model.finish_reason));
+    let options = GenerateOptions { max_new_tokens: 500, ..GenerateOptions::default() };
+    let by_model = drafted(&model, &[3, 1, 4], &options, &mut DraftModel::new(&model, 20).unwrap());
+    assert_eq!(by_model.token_ids, run(&model, &[3, 1, 4], &options).token_ids);
+}
+
+#[test]
+fn drafts_leave_the_distribution_as_it_is() {
+    const VOCAB: usize = 6;
+    const DRAWS: u64 = 2_500;
+    let (model, other) = (Tiny::new(11, VOCAB, 16, false), Tiny::new(12, VOCAB, 16, false));
+    let counts = |drafts: bool| {
+        let mut counts = vec![0f64; VOCAB * VOCAB];
+        for seed in 0..DRAWS {
+            let options = GenerateOptions {
+                temperature: 1.5,
+                seed: seed + if drafts { DRAWS } else { 0 },
+                ..options(3)
+            };
+            let generation = match drafts {
+                true => drafted(&model, &[1, 2], &options, &mut DraftModel::new(&other, VOCAB).unwrap()),
+                false => run(&model, &[1, 2], &options),
+            };
+            // The first token is the model's own; the second and the third may be drafted.
+            counts[generation.token_ids[1] as usize * VOCAB + generation.token_ids[2] as usize] += 1.0;
+        }
+        counts
+    };
+    let (with, without) = (counts(true), counts(false));
+    // Two samples of equal size: the sum of (a - b)^2 / (a + b) is chi-square with 35 degrees of freedom, whose 99.9% point is
+    // 66.6.
+    let square: f64 = with
+        .iter()
+        .zip(&without)
+        .filter(|(a, b)| *a + *b > 0.0)
+        .map(|(a, b)| (a - b).powi(2) / (a + b))
+        .sum();
+    assert!(square < 66.6, "{square}: {with:?} {without:?}");
 }

@@ -24,7 +24,7 @@ fn letters() -> Tokenizer {
 
 fn run(model: &Tiny, options: &GenerateOptions) -> (Vec<u32>, FinishReason, String, String) {
     let mut streamed = String::new();
-    let (generation, text) = generate_text(model, &letters(), &[1, 2], None, options, &mut |piece| {
+    let (generation, text) = generate_text(model, &letters(), &[1, 2], None, options, None, &mut |piece| {
         streamed.push_str(piece);
         ControlFlow::Continue(())
     })

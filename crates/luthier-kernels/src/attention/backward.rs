@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Heads, KEYS, Mask, QUERIES, Rule, SCRATCH, Scratch, Sizes, check, shape_scores};
+use super::softmax::{Mask, shape_scores};
+use super::{Heads, KEYS, QUERIES, Rule, SCRATCH, Scratch, Sizes, check};
 use crate::math;
 use crate::matmul::{View, Write, sequential};
 use crate::pool::{self, Shared};

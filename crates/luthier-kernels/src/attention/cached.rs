@@ -7,7 +7,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Rule, shape_scores, softmax};
+use super::Rule;
+use super::softmax::{shape_scores, softmax};
 use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
 

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use luthier_arch::model::Model;
-use luthier_generate::{GenerateOptions, Generation, generate};
+use luthier_generate::{GenerateOptions, Generation, generate, generate_together};
 
 use crate::memory::peak_rss_bytes;
 use crate::{Error, Result};
@@ -19,6 +19,8 @@ pub struct BenchOptions {
     pub prompt_tokens: usize,
     /// Tokens to decode, at least 2, so that there is a time between two.
     pub new_tokens: usize,
+    /// Sequences that are decoded together, at least 1. Each prompt begins one id later than the one before.
+    pub batch: usize,
     /// Timed runs, at least 1.
     pub runs: usize,
 }
@@ -26,18 +28,20 @@ pub struct BenchOptions {
 /// The speed of one model on this machine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Bench {
-    /// What was decoded.
+    /// What was decoded, of the first sequence.
     pub token_ids: Vec<u32>,
-    /// What was read.
+    /// What was read for it.
     pub prompt_token_ids: Vec<u32>,
-    /// Prompt tokens over the time to the first new one.
+    /// Prompt tokens of all sequences over the time to the first new one.
     pub prefill_tokens_per_s: f64,
-    /// New tokens after the first, a second.
+    /// New tokens of all sequences after the first, a second.
     pub decode_tokens_per_s: f64,
     /// From the call to the first new token.
     pub time_to_first_token_ms: f64,
     /// Of the process so far, mapped file pages included.
     pub peak_rss_bytes: u64,
+    /// Sequences decoded together.
+    pub batch: usize,
     /// Timed runs.
     pub runs: usize,
 }
@@ -59,30 +63,43 @@ pub fn bench(model: &dyn Model, options: BenchOptions) -> Result<Bench> {
         ignore_eos: true,
         ..GenerateOptions::default()
     };
-    let run = |decoding: &GenerateOptions| {
-        let generation =
-            generate(model, &prompt_token_ids, None, decoding, &mut |_| ControlFlow::Continue(()));
-        generation.map_err(Error::from)
+    let vocab_size = model.vocab_size() as u32;
+    let prompts: Vec<Vec<u32>> = (0..options.batch as u32)
+        .map(|row| prompt_token_ids.iter().map(|id| (id + row) % vocab_size).collect())
+        .collect();
+    let run = |decoding: &GenerateOptions| -> Result<Generation> {
+        if options.batch == 1 {
+            return Ok(generate(model, &prompt_token_ids, None, decoding, &mut |_| {
+                ControlFlow::Continue(())
+            })?);
+        }
+        let mut generations = generate_together(model, &prompts, decoding)?;
+        Ok(generations.swap_remove(0))
     };
     run(&GenerateOptions { max_new_tokens: 2, ..decoding.clone() })?;
     let timed = (0..options.runs).map(|_| run(&decoding)).collect::<Result<Vec<Generation>>>()?;
+    let all = options.batch as f64;
     let first_ms = |run: &Generation| run.time_to_first_token.map_or(0.0, |time| time.as_secs_f64() * 1e3);
     Ok(Bench {
         token_ids: timed[0].token_ids.clone(),
         prompt_token_ids,
-        prefill_tokens_per_s: median(&timed, |run| run.prefill_tokens_per_s().unwrap_or(0.0)),
-        decode_tokens_per_s: median(&timed, |run| run.decode_tokens_per_s().unwrap_or(0.0)),
+        prefill_tokens_per_s: all * median(&timed, |run| run.prefill_tokens_per_s().unwrap_or(0.0)),
+        decode_tokens_per_s: all * median(&timed, |run| run.decode_tokens_per_s().unwrap_or(0.0)),
         time_to_first_token_ms: median(&timed, first_ms),
         peak_rss_bytes: peak_rss_bytes()?,
+        batch: options.batch,
         runs: options.runs,
     })
 }
 
 fn check(model: &dyn Model, options: BenchOptions) -> Result<()> {
-    let BenchOptions { prompt_tokens, new_tokens, runs } = options;
-    for (name, least, got) in
-        [("prompt_tokens", 1, prompt_tokens), ("new_tokens", 2, new_tokens), ("runs", 1, runs)]
-    {
+    let BenchOptions { prompt_tokens, new_tokens, batch, runs } = options;
+    for (name, least, got) in [
+        ("prompt_tokens", 1, prompt_tokens),
+        ("new_tokens", 2, new_tokens),
+        ("batch", 1, batch),
+        ("runs", 1, runs),
+    ] {
         if got < least {
             return Err(Error::Option { name, expected: format!("{least} or more"), got: got.to_string() });
         }

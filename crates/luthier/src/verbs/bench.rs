@@ -39,8 +39,8 @@ pub(super) struct Bench {
     #[arg(long)]
     #[serde(default)]
     train: bool,
-    /// Sequences of a training step [default: 4]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
+    /// Sequences that are decoded together [default: 1], or those of a training step [default: 4]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     batch: Option<AtLeast<1>>,
     /// Tokens of a sequence [default: 256]
     #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
@@ -62,12 +62,12 @@ impl Act for Bench {
             || self.new_tokens.is_some()
             || self.runs.is_some()
             || self.record.is_some();
-        let training = self.batch.is_some() || self.seq.is_some() || self.steps.is_some();
+        let training = self.seq.is_some() || self.steps.is_some();
         match self.train {
             true if decoding => {
                 Err("prompt_tokens, new_tokens, runs and record do not go with train".to_string())
             }
-            false if training => Err("batch, seq and steps belong to train".to_string()),
+            false if training => Err("seq and steps belong to train".to_string()),
             _ => Ok(()),
         }
     }
@@ -86,6 +86,7 @@ impl Bench {
         let options = BenchOptions {
             prompt_tokens: self.prompt_tokens.map_or(512.min(context / 2), |n| n.0),
             new_tokens: self.new_tokens.map_or(128.min(context / 4), |n| n.0),
+            batch: self.batch.map_or(1, |n| n.0),
             runs: self.runs.map_or(1, |n| n.0),
         };
         let result = bench(loaded.model.as_ref(), options)?;

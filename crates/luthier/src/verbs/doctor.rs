@@ -74,7 +74,8 @@ fn sample(model: &str) -> anyhow::Result<Option<Sample>> {
         ..GenerateOptions::default()
     };
     let mut go_on = |_: &str| ControlFlow::Continue(());
-    let written = generate_text(loaded.model.as_ref(), &tokenizer, &prompt_ids, None, &options, &mut go_on);
+    let written =
+        generate_text(loaded.model.as_ref(), &tokenizer, &prompt_ids, None, &options, None, &mut go_on);
     // An encoder writes nothing.
     let Ok((written, text)) = written else { return Ok(None) };
     let tokens = written.token_ids.len();

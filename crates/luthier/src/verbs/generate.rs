@@ -4,8 +4,11 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::bail;
-use luthier_arch::Precision;
-use luthier_generate::{FinishReason, GenerateOptions, Generation};
+use luthier_arch::{Model, Precision};
+use luthier_generate::speculate::DRAFT_TOKENS;
+use luthier_generate::{
+    DraftModel, Drafter, FinishReason, GenerateOptions, Generation, Lookup, WithDrafts, generate_drafted,
+};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -57,6 +60,15 @@ pub(super) struct Generate {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     #[serde(default)]
     stop: Vec<String>,
+    /// Let a smaller model of the same vocabulary draft tokens, which the model confirms: the same text, sooner
+    #[arg(long, value_name = "MODEL")]
+    draft: Option<String>,
+    /// Draft what followed the last N tokens (or fewer) where they stood before
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "draft")]
+    lookup: Option<AtLeast<1>>,
+    /// Tokens that are drafted at a time [default: 5]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    draft_tokens: Option<AtLeast<1>>,
     /// Go on past an end token
     #[arg(long)]
     #[serde(default)]
@@ -70,6 +82,12 @@ impl Act for Generate {
     fn check(&self) -> Result<(), String> {
         if self.prompt.is_some() == self.tokens.is_some() {
             return Err("generate takes one of --prompt TEXT and --tokens IDS".to_string());
+        }
+        if self.draft.is_some() && self.lookup.is_some() {
+            return Err("draft and lookup: wanted one of them".to_string());
+        }
+        if self.draft_tokens.is_some() && self.draft.is_none() && self.lookup.is_none() {
+            return Err("draft_tokens belongs to draft or lookup".to_string());
         }
         if self.stop.iter().any(String::is_empty) {
             return Err("stop: wanted a text to end before, came an empty one".to_string());
@@ -91,6 +109,30 @@ impl Act for Generate {
         let options = self.options(loaded.end_ids(tokenizer.as_ref()));
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
         let model = loaded.model.as_ref();
+        let drafting = self.draft.as_deref().map(|draft| {
+            // Its words must be the model's.
+            let draft = places::load_packed(draft, Precision::Fast, true)?;
+            let own = draft.tokenizer_if_any()?;
+            if let (Some(tokenizer), Some(own)) = (&tokenizer, &own) {
+                let ids = 0..loaded.model.vocab_size() as u32;
+                if let Some(id) = ids.into_iter().find(|id| tokenizer.token(*id) != own.token(*id)) {
+                    let place = draft.checkpoint.place.display();
+                    let (wanted, came) = (tokenizer.token(id), own.token(id));
+                    bail!(
+                        "draft {place}: wanted the vocabulary of {}; token {id} is {wanted:?} there and {came:?} here",
+                        self.model
+                    );
+                }
+            }
+            Ok(draft)
+        });
+        let drafting = drafting.transpose()?;
+        let mut drafter = self.drafter(drafting.as_ref(), model)?;
+        let count = self.draft_tokens.map_or(DRAFT_TOKENS, |n| n.0);
+        let with_drafts: WithDrafts = match &mut drafter {
+            Some(drafter) => Some((drafter.as_mut(), count)),
+            None => None,
+        };
         let (generation, text) = match &tokenizer {
             Some(tokenizer) => {
                 let (generation, text) = luthier_generate::generate_text(
@@ -99,17 +141,20 @@ impl Act for Generate {
                     &prompt_ids,
                     decoder_ids,
                     &options,
+                    with_drafts,
                     &mut |piece| show(session, piece),
                 )?;
                 (generation, Some(text))
             }
             None => {
                 let mut go_on = |_| ControlFlow::Continue(());
-                (luthier_generate::generate(model, &prompt_ids, decoder_ids, &options, &mut go_on)?, None)
+                let generation =
+                    generate_drafted(model, &prompt_ids, decoder_ids, &options, with_drafts, &mut go_on)?;
+                (generation, None)
             }
         };
         let first_ms = generation.time_to_first_token.map(|time| time.as_secs_f64() * 1e3);
-        let json = json!({
+        let mut json = json!({
             "text": text,
             "prompt_token_ids": prompt_ids,
             "token_ids": generation.token_ids,
@@ -117,6 +162,10 @@ impl Act for Generate {
             "decode_tokens_per_s": generation.decode_tokens_per_s(),
             "time_to_first_token_ms": first_ms,
         });
+        if drafter.is_some() {
+            json["drafted_tokens"] = json!(generation.drafted_tokens);
+            json["accepted_tokens"] = json!(generation.accepted_tokens);
+        }
         self.note_full_context(&loaded, &generation, session);
         if text.as_deref() == Some("") && generation.finish_reason != FinishReason::Length {
             session.note("the model ended its text at once; --ignore-eos goes on past the end");
@@ -142,6 +191,18 @@ impl Generate {
             ignore_eos: self.ignore_eos,
             eos_token_ids,
         }
+    }
+
+    fn drafter<'l>(
+        &self,
+        draft: Option<&'l Loaded>,
+        model: &dyn Model,
+    ) -> anyhow::Result<Option<Box<dyn Drafter + 'l>>> {
+        Ok(match (draft, self.lookup) {
+            (Some(draft), _) => Some(Box::new(DraftModel::new(draft.model.as_ref(), model.vocab_size())?)),
+            (None, Some(longest)) => Some(Box::new(Lookup { longest: longest.0 })),
+            (None, None) => None,
+        })
     }
 
     /// Says where a continuation ended before its length was reached: the context does not slide.

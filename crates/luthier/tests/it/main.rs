@@ -11,6 +11,7 @@ mod kept;
 mod memory;
 mod merge;
 mod outputs;
+mod packed;
 mod prune;
 mod recipes;
 mod refusals;

@@ -167,6 +167,7 @@ pub(super) fn sample(arm: &Arm) -> anyhow::Result<luthier_measure::report::Sampl
         &prompt_ids,
         None,
         &options,
+        None,
         &mut go_on,
     )?;
     Ok(luthier_measure::report::Sample {
