@@ -62,7 +62,10 @@ thread_local! {
 pub fn attend_cached<E: Element>(rule: Rule, q: &[f32], heads: usize, cached: Cached<E>, out: &mut [f32]) {
     let Cached { batch, kv_heads, head_dim, capacity, .. } = cached;
     assert!(rule.bias.is_none() && rule.segments.is_none(), "a rule without bias and documents");
-    assert!(kv_heads > 0 && heads % kv_heads == 0 && capacity % ROWS == 0, "{heads} heads over {kv_heads}");
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity.is_multiple_of(ROWS),
+        "{heads} heads over {kv_heads}"
+    );
     assert_eq!((q.len(), out.len()), (batch * heads * head_dim, q.len()), "values of queries and outputs");
     assert_eq!(cached.keys.len(), batch * kv_heads * capacity * head_dim, "values of keys");
     assert_eq!(cached.values.len(), batch * kv_heads * capacity * cached.value_width(), "values of values");
@@ -263,7 +266,7 @@ unsafe fn weigh<I: Isa, E: Element, const N: usize>(
     /// Registers of a head at a time.
     const WIDE: usize = 4;
     assert!(weights.len() >= (N - 1) * stride + run && values.len() >= run * width);
-    assert!(target.len() >= (N - 1) * (width + ROWS) + width && width % ROWS == 0);
+    assert!(target.len() >= (N - 1) * (width + ROWS) + width && width.is_multiple_of(ROWS));
     let mut start = 0;
     while start < width {
         // SAFETY: positions and channels inside the slices, as compared above.
