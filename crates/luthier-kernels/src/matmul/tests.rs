@@ -1,3 +1,5 @@
+//! Products of all orientations and types beside plain sums.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Packed products beside those of the widened values, on every kind of processor.
+
 use proptest::prelude::*;
 
 use super::*;
