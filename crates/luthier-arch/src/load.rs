@@ -57,9 +57,8 @@ pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<
         _ => None,
     };
     let total: usize = layout.tensors.iter().filter_map(packed_bytes).sum();
-    let mut pages = LargePages::zeroed(total).map_err(|source| {
-        Error::tensor("all", format!("{total} bytes of memory for the packed weights: {source}"))
-    })?;
+    let mut pages = LargePages::zeroed(total)
+        .map_err(|source| Error::Use(format!("{total} bytes for the weights: the system says {source}")))?;
     let mut rest = pages.as_mut();
     let mut plain = Vec::new();
     for spec in &layout.tensors {

@@ -45,6 +45,8 @@ pub struct Cache {
     pub segments: Option<Arc<Vec<u32>>>,
     /// Whether new layers round to f16.
     is_half: bool,
+    /// Tokens that new layers of self-attention make room for at once.
+    expected: usize,
 }
 
 impl Cache {
@@ -58,10 +60,15 @@ impl Cache {
         Cache { is_half: true, ..Cache::default() }
     }
 
+    /// The same cache, which makes room for that many tokens of each row at once.
+    pub fn expecting(self, tokens: usize) -> Cache {
+        Cache { expected: tokens, ..self }
+    }
+
     /// Makes room for that many layers of self-attention and of cross-attention.
     pub(crate) fn fit(&mut self, n_layers: usize, n_cross: usize) {
         let new = if self.is_half { KvCache::half } else { KvCache::new };
-        self.layers.resize_with(n_layers, new);
+        self.layers.resize_with(n_layers, || new().expecting(self.expected));
         self.cross.resize_with(n_cross, new);
     }
 

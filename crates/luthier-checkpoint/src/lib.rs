@@ -30,6 +30,6 @@ pub use error::{Error, Result};
 pub use gguf::{Gguf, GgufArray, GgufValue};
 pub use ledger::{Ledger, LedgerSummary};
 pub use lineage::Lineage;
-pub use memory::MemoryTensors;
+pub use memory::{HeadersOnly, MemoryTensors};
 pub use output::Output;
 pub use scores::Scores;

@@ -40,3 +40,17 @@ impl TensorSource for MemoryTensors {
         self.bytes.get(name).cloned().ok_or_else(|| Error::tensor(name, "is not among these tensors"))
     }
 }
+
+/// Tensors of which only the headers are left, once a model has been made of them: what a file's metadata took is free again.
+#[derive(Debug)]
+pub struct HeadersOnly(pub Vec<TensorInfo>);
+
+impl TensorSource for HeadersOnly {
+    fn infos(&self) -> &[TensorInfo] {
+        &self.0
+    }
+
+    fn read(&self, name: &str) -> Result<SharedBytes> {
+        Err(Error::tensor(name, "was let go after the model was loaded"))
+    }
+}

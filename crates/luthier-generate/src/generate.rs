@@ -21,7 +21,7 @@ use crate::speculate::{Drafted, Drafter, judge};
 use crate::{Error, Result};
 
 /// Tokens of the decoder's input that are read in one pass.
-pub const PREFILL_CHUNK_TOKENS: usize = 128;
+pub const PREFILL_CHUNK_TOKENS: usize = 96;
 
 /// Continues `prompt_ids`, calling `on_token` with each new token as it is decided; `Break` ends decoding.
 ///
@@ -83,7 +83,7 @@ pub fn generate_drafted(
     if budget_tokens == 0 {
         return Ok(generation);
     }
-    let mut cache = new_cache(model);
+    let mut cache = new_cache(model, context.len().saturating_add(budget_tokens));
     let mut random = Random::new(options.seed);
     let mut drafted: Vec<Drafted> = Vec::new();
     let mut logits = prefill(model, std::slice::from_ref(&context), encoded.as_ref(), &mut cache)?;
@@ -177,11 +177,15 @@ pub fn check_ids(model: &dyn Model, input: &'static str, ids: &[u32]) -> Result<
     }
 }
 
-/// A cache for the model: of f16 where weights are stored in that or quantised, which loses less than they have lost already
+/// Tokens that room is made for before they come; few continuations are as long as they may be.
+const EXPECTED_TOKENS_MAX: usize = 1024;
+
+/// A cache of that many tokens for the model: of f16 where weights are stored in that or quantised, which loses less than they have lost already
 /// and is read in half the time.
-pub(crate) fn new_cache(model: &dyn Model) -> Cache {
+pub(crate) fn new_cache(model: &dyn Model, tokens: usize) -> Cache {
     let is_narrow = model.weights().iter().any(Weight::is_narrow);
-    if is_narrow { Cache::half() } else { Cache::new() }
+    let cache = if is_narrow { Cache::half() } else { Cache::new() };
+    cache.expecting(tokens.min(EXPECTED_TOKENS_MAX))
 }
 
 /// Reads the decoder's inputs, which are equally long, into the cache; the logits (`[v]` each) after their last tokens.

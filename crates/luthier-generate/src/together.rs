@@ -48,7 +48,7 @@ pub fn generate_together(
     if budget == 0 {
         return Ok(generations);
     }
-    let mut cache = new_cache(model);
+    let mut cache = new_cache(model, length.saturating_add(budget));
     let mut randoms: Vec<Random> =
         (0..prompts.len() as u64).map(|row| Random::new(options.seed.wrapping_add(row))).collect();
     let mut ended = vec![false; prompts.len()];

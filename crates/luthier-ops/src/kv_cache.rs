@@ -13,6 +13,8 @@ use crate::tape;
 pub struct KvCache {
     store: Store,
     is_half: bool,
+    /// Tokens that are to come, so that room for them is made once.
+    expected: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -60,6 +62,11 @@ impl KvCache {
         KvCache { is_half: true, ..KvCache::default() }
     }
 
+    /// The same cache, which makes room for that many tokens at once.
+    pub fn expecting(self, tokens: usize) -> KvCache {
+        KvCache { expected: tokens, ..self }
+    }
+
     /// Cached tokens.
     pub fn len(&self) -> usize {
         on_buffers!(&self.store, buffers => buffers.len, other => match other {
@@ -104,7 +111,7 @@ impl KvCache {
             if (buffers.batch, buffers.kv_heads, buffers.head_dim) != (batch, kv_heads, head_dim) {
                 candle_core::bail!("cache: {:?} appended to {:?}", k.dims(), buffers.dims());
             }
-            buffers.reserve(tokens);
+            buffers.reserve(tokens, self.expected);
             tape::read(&[&k, &v], |slices| {
                 buffers.append(slices[0], slices[1], tokens);
                 Ok(())
@@ -173,13 +180,17 @@ impl<E: Element> Buffers<E> {
         self.head_dim.next_multiple_of(KEY_BLOCK)
     }
 
-    /// Makes the capacity half as large again where `tokens` more do not fit.
-    fn reserve(&mut self, tokens: usize) {
+    /// Where `tokens` more do not fit, makes room for all that are expected, or half as much again as there was.
+    fn reserve(&mut self, tokens: usize, expected: usize) {
         let needed = self.len + tokens;
         if needed <= self.capacity {
             return;
         }
-        let capacity = needed.max(self.capacity + self.capacity / 2).next_multiple_of(64);
+        let capacity = match needed <= expected {
+            true => expected,
+            false => needed.max(self.capacity + self.capacity / 2),
+        };
+        let capacity = capacity.next_multiple_of(KEY_BLOCK);
         let value_width = self.value_width();
         for (side, width) in [(&mut self.keys, self.head_dim), (&mut self.values, value_width)] {
             // Blocks of keys follow each other as tokens do, so that what is there keeps its place in its head.

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use candle_core::Device;
@@ -12,7 +12,7 @@ use luthier_arch::{LoadOptions, Model, Precision};
 use luthier_checkpoint::adapter::Adapter;
 use luthier_checkpoint::gguf::is_gguf_name;
 use luthier_checkpoint::hub::{self, HubOptions, HubPlace};
-use luthier_checkpoint::{Checkpoint, Output, SideFile, folder};
+use luthier_checkpoint::{Checkpoint, HeadersOnly, Output, SideFile, folder};
 use luthier_surgery::Input;
 use luthier_text::{TextError, Tokenizer};
 
@@ -97,11 +97,13 @@ pub fn load(model: &str) -> anyhow::Result<Loaded> {
 /// As [`load`], with quantised matrices packed for products in whole numbers. `reads_text`: makes the tokenizer too, before
 /// the weights, since what it is made of takes as much memory for a moment as a small model.
 pub fn load_packed(model: &str, precision: Precision, reads_text: bool) -> anyhow::Result<Loaded> {
-    let checkpoint = open(model).with_context(|| format!("model {model}"))?;
+    let mut checkpoint = open(model).with_context(|| format!("model {model}"))?;
     let tokenizer = if reads_text { tokenizer_if_any(&checkpoint)? } else { None };
     luthier_kernels::process::give_back_freed_memory();
     let model =
         luthier_arch::load_packed(&checkpoint, precision).with_context(|| format!("model {model}"))?;
+    checkpoint.tensors = Arc::new(HeadersOnly(checkpoint.tensors.infos().to_vec()));
+    luthier_kernels::process::give_back_freed_memory();
     Ok(Loaded { checkpoint, model, tokenizer: RefCell::new(tokenizer) })
 }
 
