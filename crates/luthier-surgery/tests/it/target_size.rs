@@ -62,7 +62,7 @@ fn every_size_is_kept_and_more_room_loses_less() {
             let size_bytes = smallest * percent / 100;
             let report = made(&input, &out, size_bytes);
             let choice = report.choice.unwrap();
-            assert!(choice.least_error <= choice.error && choice.error <= before * 1.02, "{choice}");
+            assert!(choice.least_error <= choice.error && choice.error <= before * 1.06, "{choice}");
             assert!(percent < 200 || choice.error <= choice.least_error * 2.0 + 1e-9, "{choice}");
             if let Some(mix) = &choice.best_mix {
                 assert!(mix.file_bytes <= size_bytes && choice.error <= mix.error, "{choice}");
