@@ -39,6 +39,24 @@ impl Input {
         Input { label: label.to_string(), checkpoint, record: None, derived: None }
     }
 
+    /// The same without the files beside the weights, but for the card: tokenizers can be larger than what a verb holds of the
+    /// weights.
+    pub(crate) fn without_files(&self) -> Input {
+        let Checkpoint { place, config, tensors, side_files } = &self.checkpoint;
+        let card = side_files.iter().filter(|file| file.name == "README.md");
+        Input {
+            label: self.label.clone(),
+            checkpoint: Checkpoint {
+                place: place.clone(),
+                config: config.clone(),
+                tensors: Arc::clone(tensors),
+                side_files: card.cloned().collect(),
+            },
+            record: self.record.clone(),
+            derived: self.derived.clone(),
+        }
+    }
+
     /// The models and adapters on the disk that it consists of: itself, for most.
     pub fn parts(&self) -> Vec<&Input> {
         match &self.derived {

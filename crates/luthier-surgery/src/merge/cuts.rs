@@ -1,6 +1,6 @@
-//! Which differences of a tensor are its largest, without holding the tensor: a sample of its pieces says between which
-//! magnitudes the smallest of them lies, and one walk over all pieces keeps those between and counts those above. The order
-//! of magnitudes as f32 is that of their bits.
+//! Which magnitudes of a tensor are its largest, without holding the tensor: a sample of its pieces says between which values
+//! the smallest of them lies, and one walk over all pieces keeps those between and counts those above. The order of f32 that
+//! are not negative is that of their bits.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -21,17 +21,17 @@ const MARGIN: f64 = 0.02;
 /// Bins of one step of the search between two magnitudes.
 const SEARCH_BITS: u32 = 16;
 
-/// Gets a task's number, a piece's number, all inputs' values of it, and the base's.
-pub(crate) type Visit<'v> = dyn Fn(usize, usize, &[Vec<f32>], &[f32]) + Sync + 'v;
+/// Gets a task's number, a piece's number, and a way to the magnitudes of it by the number of what is looked for.
+pub(crate) type Visit<'v> = dyn Fn(usize, usize, &dyn Fn(usize) -> Vec<f32>) + Sync + 'v;
 
 /// Shows the pieces of a tensor whose numbers are multiples of a step, each once.
 pub(crate) type Walk<'w> = dyn Fn(usize, &Visit) -> Result<()> + 'w;
 
-/// Where the largest differences of one input end.
+/// Where the largest magnitudes of one kind end.
 #[derive(Debug, PartialEq)]
 pub(crate) struct TensorCut {
     threshold: f32,
-    /// How many differences equal to the threshold belong to the largest, from the first on.
+    /// How many that are equal to the threshold belong to the largest, from the first on.
     n_equal: usize,
     /// How many that are equal to it stand before each piece.
     equal_before: Vec<usize>,
@@ -45,7 +45,7 @@ impl TensorCut {
     }
 }
 
-/// Finds the `counts` largest of `n_values` differences of each input that has a count.
+/// Finds the `counts` largest of `n_values` magnitudes of each kind that has a count.
 pub(crate) fn find(
     n_values: usize,
     n_pieces: usize,
@@ -53,7 +53,7 @@ pub(crate) fn find(
     walk: &Walk,
 ) -> Result<Vec<Option<TensorCut>>> {
     let cut: Vec<(usize, usize)> =
-        counts.iter().enumerate().filter_map(|(input, count)| Some((input, (*count)?))).collect();
+        counts.iter().enumerate().filter_map(|(kind, count)| Some((kind, (*count)?))).collect();
     if cut.is_empty() || n_values == 0 {
         return Ok(counts.iter().map(|_| None).collect());
     }
@@ -102,7 +102,7 @@ fn within(
     Ok(Some(cuts))
 }
 
-/// What one piece says of one input: how many magnitudes lie above its bracket, and those inside.
+/// What one piece says of one kind: how many magnitudes lie above its bracket, and those inside.
 #[derive(Default)]
 struct Seen {
     n_above: usize,
@@ -199,15 +199,15 @@ fn nth_largest(pieces: &[Seen], bracket: Range<u32>, nth: usize) -> (u32, usize)
     }
 }
 
-/// Histograms of the upper bits of the differences of each input, over every `step`-th piece.
+/// Histograms of the upper bits of the magnitudes of each kind, over every `step`-th piece.
 fn spread(walk: &Walk, step: usize, cut: &[(usize, usize)]) -> Result<Vec<Vec<u64>>> {
     let empty = || Mutex::new(vec![vec![0u64; UPPER]; cut.len()]);
     let of_tasks: Vec<Mutex<Vec<Vec<u64>>>> = (0..pool::threads()).map(|_| empty()).collect();
-    walk(step, &|task, _, tensors, base| {
+    walk(step, &|task, _, magnitudes| {
         let mut histograms = of_tasks[task].lock().unwrap_or_else(PoisonError::into_inner);
-        for (bins, (input, _)) in histograms.iter_mut().zip(cut) {
-            for bits in magnitudes(&tensors[*input], base) {
-                bins[(bits >> LOWER_BITS) as usize] += 1;
+        for (bins, (kind, _)) in histograms.iter_mut().zip(cut) {
+            for magnitude in magnitudes(*kind) {
+                bins[(magnitude.to_bits() >> LOWER_BITS) as usize & (UPPER - 1)] += 1;
             }
         }
     })?;
@@ -221,7 +221,7 @@ fn spread(walk: &Walk, step: usize, cut: &[(usize, usize)]) -> Result<Vec<Vec<u6
     Ok(sums)
 }
 
-/// What all pieces say, by input.
+/// What all pieces say, by kind.
 fn look(
     walk: &Walk,
     cut: &[(usize, usize)],
@@ -230,19 +230,14 @@ fn look(
 ) -> Result<Vec<Vec<Seen>>> {
     let none = || Mutex::new((0..n_pieces).map(|_| Seen::default()).collect::<Vec<_>>());
     let seen: Vec<Mutex<Vec<Seen>>> = cut.iter().map(|_| none()).collect();
-    walk(1, &|_, piece, tensors, base| {
-        for ((seen, (input, _)), bracket) in seen.iter().zip(cut).zip(brackets) {
-            let magnitudes: Vec<u32> = magnitudes(&tensors[*input], base).collect();
-            let one = Seen::new(&magnitudes, bracket);
+    walk(1, &|_, piece, magnitudes| {
+        for ((seen, (kind, _)), bracket) in seen.iter().zip(cut).zip(brackets) {
+            let bits: Vec<u32> = magnitudes(*kind).into_iter().map(f32::to_bits).collect();
+            let one = Seen::new(&bits, bracket);
             seen.lock().unwrap_or_else(PoisonError::into_inner)[piece] = one;
         }
     })?;
     Ok(seen.into_iter().map(|seen| seen.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
-}
-
-/// Bits of the magnitudes of the differences from the base.
-fn magnitudes<'v>(values: &'v [f32], base: &'v [f32]) -> impl Iterator<Item = u32> + 'v {
-    values.iter().zip(base).map(|(value, base)| (value - base).abs().to_bits())
 }
 
 #[cfg(test)]
@@ -250,7 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::merge::task_vectors::largest;
+    use crate::merge::task_vectors::tests::largest;
 
     const PIECE: usize = 7;
 
@@ -259,7 +254,9 @@ mod tests {
         let walk = |step: usize, visit: &Visit| -> Result<()> {
             for (at, (values, base)) in values.chunks(PIECE).zip(base.chunks(PIECE)).enumerate().step_by(step)
             {
-                visit(0, at, &[base.to_vec(), values.to_vec()], base);
+                visit(0, at, &|_| {
+                    values.iter().zip(base).map(|(value, base)| (value - base).abs()).collect()
+                });
             }
             Ok(())
         };

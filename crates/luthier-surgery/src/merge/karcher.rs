@@ -1,8 +1,12 @@
 //! `karcher`: the Karcher (Riemannian) mean of the tensors' directions on the hypersphere, found by stepping along the mean
 //! tangent, times the mean of their norms. Paper: arXiv:2603.04972.
 
-use super::method::{Base, Group, Method, Reach, dot, norm, number};
+use luthier_checkpoint::Result;
+
+use super::looks::{Known, Section};
+use super::method::{Base, Group, Method, number, single_values};
 use super::parameters::{Kind, Parameter};
+use super::products::Products;
 
 pub(crate) const METHOD: Method = Method {
     name: "karcher",
@@ -12,58 +16,73 @@ pub(crate) const METHOD: Method = Method {
     ],
     base: Base::Ignored,
     inputs: 1..=usize::MAX,
-    reach: Reach::Tensor,
+    unit: single_values,
+    look,
+    searches: 0,
     merge,
 };
 
-fn merge(group: &Group) -> Result<Vec<f32>, String> {
-    if let [only] = group.tensors[..] {
-        return Ok(only.to_vec());
+/// What every input counts: the mean and all tangents on the way to it are sums of the inputs.
+fn look(section: &Section) -> Result<Known> {
+    if section.n_inputs() == 1 {
+        return Ok(Known::default());
     }
-    let (max_iter, tol) = (group.values[0][0].max(0.0) as usize, group.values[1][0]);
-    let n_inputs = group.tensors.len() as f64;
-    let norms: Vec<f64> =
-        group.tensors.iter().map(|tensor| norm(tensor.iter().map(|value| f64::from(*value)))).collect();
-    let valid: Vec<usize> = (0..norms.len()).filter(|&input| norms[input] > tol).collect();
+    let (max_iter, tol) = (section.values()[0][0].max(0.0) as usize, section.values()[1][0]);
+    let products = Products::of(section, false)?;
+    Ok(Known { numbers: factors(&products, section.n_inputs(), max_iter, tol), ..Known::default() })
+}
+
+fn factors(products: &Products, n_inputs: usize, max_iter: usize, tol: f64) -> Vec<f64> {
+    let norms: Vec<f64> = (0..n_inputs).map(|input| products.length(input)).collect();
+    let valid: Vec<usize> = (0..n_inputs).filter(|&input| norms[input] > tol).collect();
+    let mut mean = vec![0f64; n_inputs];
     if valid.is_empty() {
-        return Ok(vec![0.0; group.len()]);
+        return mean;
     }
     let share = 1.0 / valid.len() as f64;
-    let unit = |input: usize, at: usize| f64::from(group.tensors[input][at]) / norms[input];
-    let mut mean: Vec<f64> =
-        (0..group.len()).map(|at| valid.iter().map(|&input| share * unit(input, at)).sum()).collect();
-    let mean_norm = norm(mean.iter().copied());
-    if mean_norm < tol {
-        mean = (0..group.len()).map(|at| unit(valid[0], at)).collect();
+    valid.iter().for_each(|&input| mean[input] = share / norms[input]);
+    let length = products.length_of_sum(&mean);
+    if length < tol {
+        mean.fill(0.0);
+        mean[valid[0]] = 1.0 / norms[valid[0]];
     } else {
-        mean.iter_mut().for_each(|value| *value /= mean_norm);
+        mean.iter_mut().for_each(|factor| *factor /= length);
     }
     for _ in 0..max_iter {
-        let mut tangent = vec![0f64; group.len()];
+        let mut tangent = vec![0f64; n_inputs];
         for &input in &valid {
-            let units = (0..group.len()).map(|at| unit(input, at));
-            let cosine = dot(mean.iter().copied(), units).clamp(-1.0, 1.0);
+            let cosine = (products.of_sum(&mean, input) / norms[input]).clamp(-1.0, 1.0);
             let angle = cosine.acos();
             if angle < tol {
                 continue;
             }
             let step = share * angle / angle.sin();
-            for (at, tangent) in tangent.iter_mut().enumerate() {
-                *tangent += step * (unit(input, at) - cosine * mean[at]);
-            }
+            tangent[input] += step / norms[input];
+            tangent.iter_mut().zip(&mean).for_each(|(tangent, mean)| *tangent -= step * cosine * mean);
         }
-        let length = norm(tangent.iter().copied());
+        let length = products.length_of_sum(&tangent);
         if length < tol {
             break;
         }
         for (mean, tangent) in mean.iter_mut().zip(&tangent) {
             *mean = length.cos() * *mean + length.sin() * tangent / length;
         }
-        let length = norm(mean.iter().copied());
+        let length = products.length_of_sum(&mean);
         if length > tol {
-            mean.iter_mut().for_each(|value| *value /= length);
+            mean.iter_mut().for_each(|factor| *factor /= length);
         }
     }
-    let scale = norms.iter().sum::<f64>() / n_inputs;
-    Ok(mean.iter().map(|value| (scale * value) as f32).collect())
+    let scale = norms.iter().sum::<f64>() / n_inputs as f64;
+    mean.iter().map(|factor| scale * factor).collect()
+}
+
+fn merge(group: &Group) -> std::result::Result<Vec<f32>, String> {
+    if let [only] = group.tensors[..] {
+        return Ok(only.to_vec());
+    }
+    let mut sums = vec![0f64; group.len()];
+    for (tensor, factor) in group.tensors.iter().zip(group.numbers) {
+        sums.iter_mut().zip(*tensor).for_each(|(sum, value)| *sum += factor * f64::from(*value));
+    }
+    Ok(sums.into_iter().map(|sum| sum as f32).collect())
 }

@@ -2,14 +2,16 @@
 //!
 //! Paper: Model soups, arXiv:2203.05482.
 
-use super::method::{Base, Group, Method, Reach, flag, number};
+use super::method::{Base, Group, Method, flag, nothing, number, single_values};
 
 pub(crate) const METHOD: Method = Method {
     name: "linear",
     parameters: &[number("weight", true, None), flag("normalize", true)],
     base: Base::Ignored,
     inputs: 1..=usize::MAX,
-    reach: Reach::Value,
+    unit: single_values,
+    look: nothing,
+    searches: 0,
     merge,
 };
 

@@ -10,24 +10,19 @@ use luthier_kernels::blocks::{self, BlockType};
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::pool;
 
-use super::cuts::TensorCut;
-use super::method::{Cut, Group, Method, Reach};
+use super::looks::Known;
+use super::method::{Method, Unit};
 use super::pairing::Piece;
 use super::rows::{Rows, Whole};
 use crate::Input;
 use crate::view::find;
 
-/// Values that one task handles: a whole number of blocks of every type, few enough to stay in a core's cache.
-pub(super) const PIECE_LEN: usize = 1 << 14;
+/// Values that one task handles, where a method leaves it at that: a whole number of blocks of every type, few enough to
+/// stay in a core's cache.
+const PIECE_LEN: usize = 1 << 14;
 
-/// Values that are merged and handed on at once where a method does not need whole tensors.
-pub(super) const PART_LEN: usize = 1 << 22;
-
-/// Where the largest differences of each input end, in one tensor.
-pub(super) type Cuts = Arc<Vec<Option<TensorCut>>>;
-
-/// What the differences of each input are multiplied with, in one tensor.
-pub(super) type Scales = Arc<Vec<Option<f32>>>;
+/// Values that are merged and handed on at once, where a method leaves it at that.
+const PART_LEN: usize = 1 << 20;
 
 /// The tensors of a merge.
 pub(crate) struct Merged {
@@ -37,10 +32,8 @@ pub(crate) struct Merged {
     pub(crate) infos: Vec<TensorInfo>,
     pub(crate) numbers: HashMap<String, usize>,
     pub(crate) seed: u64,
-    /// Of the tensor that was asked for last.
-    pub(super) known_cuts: Mutex<Option<(String, Cuts)>>,
-    /// Of the tensor that was asked for last.
-    pub(super) known_scales: Mutex<Option<(String, Scales)>>,
+    /// What was found out of the tensor that was asked for last, section by section.
+    pub(super) known: Mutex<Option<(String, Arc<Vec<Known>>)>>,
     /// The inputs of the tensor whose rows were put together last.
     known_whole: Mutex<Option<(String, Arc<Whole>)>>,
 }
@@ -56,8 +49,7 @@ impl Merged {
             infos,
             numbers,
             seed,
-            known_cuts: Mutex::default(),
-            known_scales: Mutex::default(),
+            known: Mutex::default(),
             known_whole: Mutex::default(),
         }
     }
@@ -76,45 +68,84 @@ impl Merged {
         uniform(self.seed, name, input, at) < share
     }
 
-    /// Values of a tensor that are asked for at once.
-    pub(crate) fn part_len(&self, piece: &Piece) -> usize {
-        let values: usize = piece.info.shape.iter().product();
-        if self.part_bytes(&piece.info.name).is_some() { PART_LEN.min(values) } else { values }
-    }
-
-    /// Whether a tensor's largest differences are looked for before it is merged.
-    pub(crate) fn is_cut(&self, piece: &Piece) -> bool {
-        !piece.kept && matches!(self.method.reach, Reach::Largest(shares) if shares(&piece.values).is_some())
-    }
-
-    /// Merges values of all inputs, from number `first` on: whole tensors or the same piece of each.
-    fn merge(
-        &self,
-        piece: &Piece,
-        shape: &[usize],
-        first: usize,
-        tensors: &[Vec<f32>],
-        cuts: Vec<Option<Cut>>,
-        scales: &[Option<f32>],
-    ) -> Result<Vec<f32>> {
-        if piece.kept {
-            return Ok(tensors[0].clone());
+    /// What of a tensor is merged at once. Of one axis a line is all there is.
+    fn unit(&self, piece: &Piece) -> Unit {
+        match (self.method.unit)(&piece.values) {
+            Unit::Line | Unit::Place if piece.info.shape.len() < 2 => Unit::Whole,
+            unit => unit,
         }
-        let name = &piece.info.name;
-        let keeps = |input: usize, at: usize, share: f64| self.keeps(name, input, first + at, share);
-        let group = Group {
-            name,
-            shape,
-            tensors: tensors.iter().map(Vec::as_slice).collect(),
-            base: piece.base,
-            cuts,
-            scales,
-            values: &piece.values,
-            keeps: &keeps,
-        };
-        (self.method.merge)(&group)
-            .map_err(|what| Error::tensor(group.name, format!("{}: {what}", self.method.name)))
     }
+
+    /// Values that one task merges: whole units, about as many as stay in a core's cache.
+    pub(super) fn piece_len(&self, piece: &Piece) -> usize {
+        let shape = &piece.info.shape;
+        let unit_len = match piece.kept {
+            true => 1,
+            false => match self.unit(piece) {
+                Unit::Value => 1,
+                Unit::Line => shape[shape.len() - 1],
+                Unit::Place => shape[1..].iter().product(),
+                Unit::Whole => shape.iter().product(),
+            },
+        };
+        let unit_len = unit_len.max(1);
+        unit_len * (PIECE_LEN / unit_len).max(1)
+    }
+
+    /// Values of a tensor that are asked for at once.
+    pub(super) fn part_len(&self, piece: &Piece) -> usize {
+        let piece_len = self.piece_len(piece);
+        piece_len * (PART_LEN / piece_len).max(1)
+    }
+
+    /// The shape of so many values of a tensor, which are whole units.
+    pub(super) fn shape_of(&self, piece: &Piece, len: usize) -> Vec<usize> {
+        let shape = &piece.info.shape;
+        let inner = match self.unit(piece) {
+            Unit::Value => &[],
+            Unit::Line => &shape[shape.len() - 1..],
+            Unit::Place | Unit::Whole => shape.get(1..).unwrap_or_default(),
+        };
+        let inner_len: usize = inner.iter().product();
+        [&[len / inner_len.max(1)], inner].concat()
+    }
+
+    /// Where the values of rows that stand for tokens end.
+    pub(super) fn tokens_end(&self, piece: &Piece) -> usize {
+        let n_values: usize = piece.info.shape.iter().product();
+        let Some(rows) = &piece.rows else { return n_values };
+        let n_rows = piece.info.shape[0];
+        match rows.n_tokens() {
+            0 => n_values,
+            n_tokens => n_values / n_rows.max(1) * n_tokens.min(n_rows),
+        }
+    }
+
+    /// The number of the piece in which a value lies: pieces end at multiples of their length, and where tokens end.
+    pub(super) fn piece_at(&self, piece: &Piece, value: usize) -> usize {
+        let (len, end) = (self.piece_len(piece), self.tokens_end(piece));
+        value / len + usize::from(value >= end && !end.is_multiple_of(len))
+    }
+
+    /// The pieces of a range of values, which lies in one section.
+    pub(super) fn pieces_of(&self, piece: &Piece, range: &Range<usize>) -> Vec<Range<usize>> {
+        stretches(range, self.piece_len(piece)).collect()
+    }
+
+    /// The parts of a range of values, which lies in one section.
+    pub(super) fn parts(&self, piece: &Piece, range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        stretches(range, self.part_len(piece))
+    }
+}
+
+/// What of a range lies between multiples of a length.
+fn stretches(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let (mut at, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let start = at;
+        at = end.min((start / len + 1) * len);
+        (start < end).then_some(start..at)
+    })
 }
 
 impl TensorSource for Merged {
@@ -127,36 +158,18 @@ impl TensorSource for Merged {
         if self.is_copy(piece) {
             return self.copy(piece);
         }
-        let n_values = piece.info.shape.iter().product();
-        if self.part_bytes(name).is_some() {
-            return self.compute(piece, 0..n_values);
-        }
-        let stored = self.stored(piece, 0..n_values)?;
-        let tensors = stored.iter().map(|stored| widened(stored, n_values)).collect::<Result<Vec<_>>>()?;
-        drop(stored);
-        let merged = self.merge_whole(piece, tensors)?;
-        let info = &piece.info;
-        in_pieces(info, n_values, &|start, target: &mut [u8]| {
-            let len = target.len() / info.dtype.block().1;
-            narrow(name, &merged[start..start + len], info.dtype, target)
-        })
+        self.compute(piece, 0..piece.info.shape.iter().product())
     }
 
     fn part_bytes(&self, name: &str) -> Option<usize> {
         let piece = self.piece(name).ok().filter(|piece| !self.is_copy(piece))?;
-        let in_parts = match self.method.reach {
-            _ if piece.kept => true,
-            Reach::Value | Reach::Drawn(_) => true,
-            Reach::Largest(shares) => shares(&piece.values).is_some(),
-            Reach::Tensor => false,
-        };
-        in_parts.then(|| PART_LEN * piece.info.dtype.block().1)
+        Some(self.part_len(piece) * piece.info.dtype.block().1)
     }
 
     fn read_part(&self, name: &str, range: Range<usize>) -> Result<SharedBytes> {
         let piece = self.piece(name)?;
         let width = piece.info.dtype.block().1;
-        if self.part_bytes(name).is_some() && range.start.is_multiple_of(PIECE_LEN * width) {
+        if self.part_bytes(name).is_some() && range.start.is_multiple_of(self.piece_len(piece) * width) {
             return self.compute(piece, range.start / width..range.end / width);
         }
         let outside = || Error::tensor(name, "has no such part");
@@ -165,27 +178,6 @@ impl TensorSource for Merged {
 }
 
 impl Merged {
-    /// Merges whole tensors. Rows that stand for no token are merged by themselves, so that they have no say in angles and
-    /// sums over those that do.
-    fn merge_whole(&self, piece: &Piece, mut tensors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
-        let shape = &piece.info.shape;
-        let n_tokens = piece.rows.as_ref().map_or(shape[0], |rows| rows.n_tokens());
-        let width: usize = shape[1..].iter().product();
-        if n_tokens == 0 || n_tokens >= shape[0] {
-            return self.merge(piece, shape, 0, &tensors, Vec::new(), &[]);
-        }
-        let rest: Vec<Vec<f32>> =
-            tensors.iter_mut().map(|values| values.split_off(n_tokens * width)).collect();
-        let part = |rows: usize, first: usize, values: &[Vec<f32>]| {
-            let shape = [&[rows], &shape[1..]].concat();
-            self.merge(piece, &shape, first, values, Vec::new(), &[])
-        };
-        let mut merged = part(n_tokens, 0, &tensors)?;
-        drop(tensors);
-        merged.extend(part(shape[0] - n_tokens, n_tokens * width, &rest)?);
-        Ok(merged)
-    }
-
     fn piece(&self, name: &str) -> Result<&Piece> {
         let number = self.numbers.get(name);
         number
@@ -234,7 +226,7 @@ impl Merged {
         let whole = self.whole(piece, rows)?;
         let info = TensorInfo { dtype: Dtype::F32, ..piece.info.clone() };
         let stored = piece.inputs.iter().enumerate().map(|(position, (_, name))| {
-            let bytes = in_pieces(&info, range.len(), &|start, target: &mut [u8]| {
+            let bytes = in_pieces(&info, range.len(), PIECE_LEN, &|start, target: &mut [u8]| {
                 let first = range.start + start;
                 rows.fill(&whole, position, first..first + target.len() / 4, target)
             })?;
@@ -262,19 +254,31 @@ impl Merged {
         Ok(whole)
     }
 
-    /// The values `range` of the result, which starts at a multiple of `PIECE_LEN`.
+    /// The values `range` of the result, which starts at the first of a piece.
     fn compute(&self, piece: &Piece, range: Range<usize>) -> Result<SharedBytes> {
-        let (cuts, scales) = (self.cuts(piece)?, self.scales(piece)?);
+        let (info, width) = (&piece.info, piece.info.dtype.block().1);
+        let known = if piece.kept { Arc::default() } else { self.known(piece)? };
+        let sections = if piece.kept { Vec::new() } else { self.sections(piece) };
         let stored = self.stored(piece, range.clone())?;
-        let info = &piece.info;
-        in_pieces(info, range.len(), &|start, target: &mut [u8]| {
-            let len = target.len() / info.dtype.block().1;
-            let tensors = stored.iter().map(|stored| part(stored, start, len)).collect::<Result<Vec<_>>>()?;
-            let at = (range.start + start) / PIECE_LEN;
-            let cuts = cuts.iter().map(|cut| cut.as_ref().map(|cut| cut.at(at))).collect();
-            let first = range.start + start;
-            let merged = self.merge(piece, &[len], first, &tensors, cuts, &scales)?;
-            narrow(&info.name, &merged, info.dtype, target)
+        in_pieces(info, range.len(), self.piece_len(piece), &|start, target: &mut [u8]| {
+            let values = range.start + start..range.start + start + target.len() / width;
+            if piece.kept {
+                return narrow(&info.name, &part(&stored[0], start, values.len())?, info.dtype, target);
+            }
+            for (section, known) in sections.iter().zip(known.iter()) {
+                let own = section.within(&values);
+                if own.is_empty() {
+                    continue;
+                }
+                let tensors = stored.iter().map(|stored| part(stored, own.start - range.start, own.len()));
+                let tensors = tensors.collect::<Result<Vec<_>>>()?;
+                let merged = section.show(known, &own, &tensors, &|group| {
+                    (self.method.merge)(group).map_err(|what| section.wrong(&what))
+                })?;
+                let target = &mut target[(own.start - values.start) * width..][..own.len() * width];
+                narrow(&info.name, &merged, info.dtype, target)?;
+            }
+            Ok(())
         })
     }
 }
@@ -283,13 +287,14 @@ impl Merged {
 fn in_pieces(
     info: &TensorInfo,
     len: usize,
+    piece_len: usize,
     make: &(dyn Fn(usize, &mut [u8]) -> Result<()> + Sync),
 ) -> Result<SharedBytes> {
     let width = info.dtype.block().1;
     let mut target = vec![0u8; len * width];
     let problem = Problem::default();
-    pool::run_chunks(&mut target, PIECE_LEN * width, &|chunk, target| {
-        if let Err(error) = make(chunk * PIECE_LEN, target) {
+    pool::run_chunks(&mut target, piece_len * width, &|chunk, target| {
+        if let Err(error) = make(chunk * piece_len, target) {
             problem.note(error);
         }
     });
@@ -337,20 +342,6 @@ pub(super) fn part(stored: &Stored, start: usize, len: usize) -> Result<Vec<f32>
         return Err(Error::tensor(stored.name, what));
     }
     Ok(values)
-}
-
-fn widened(stored: &Stored, n_values: usize) -> Result<Vec<f32>> {
-    let mut values = vec![0f32; n_values];
-    let problem = Problem::default();
-    pool::run_chunks(&mut values, PIECE_LEN, &|chunk, target| match part(
-        stored,
-        chunk * PIECE_LEN,
-        target.len(),
-    ) {
-        Ok(values) => target.copy_from_slice(&values),
-        Err(error) => problem.note(error),
-    });
-    problem.into_result().map(|()| values)
 }
 
 /// Rounds to the stored type; refuses values that it cannot hold.

@@ -1,5 +1,8 @@
 //! The table of methods: one line each, sorted by name.
 
+use std::borrow::Cow;
+
+use super::looks::{Known, Section};
 use super::parameters::{Kind, Parameter};
 use super::{
     karcher, linear, model_stock, multislerp, nearswap, nuslerp, passthrough, sce, slerp, task_vectors,
@@ -17,19 +20,17 @@ pub(crate) enum Base {
     Required,
 }
 
-/// What a merged value depends on.
-#[derive(Clone, Copy)]
-pub(crate) enum Reach {
-    /// The same value of the inputs.
+/// What of a tensor is merged at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Any values: a merged value depends on the same value of the inputs, and on what was found out before.
     Value,
-    /// That, and whether it is among the largest differences from the base: the share that each input keeps, where the
-    /// method's parameters leave it at that.
-    Largest(fn(&[Vec<f64>]) -> Option<Vec<f64>>),
-    /// That, and how large all differences are before and after some are dropped at random: the share that each input
-    /// keeps, where the method's parameters ask for it.
-    Drawn(fn(&[Vec<f64>]) -> Option<Vec<f64>>),
-    /// The whole tensors.
-    Tensor,
+    /// Whole lines along the last axis.
+    Line,
+    /// All that lies at one place of the first axis.
+    Place,
+    /// Everything.
+    Whole,
 }
 
 /// The smallest of the largest values, those above which are among them.
@@ -43,18 +44,18 @@ pub(crate) struct Cut {
 
 /// What is merged into one tensor: the same values of every input, widened to f32.
 pub(crate) struct Group<'g> {
-    /// The tensor's name in the result.
-    pub(crate) name: &'g str,
-    /// Its shape; a method that works value by value may be given a piece, and must not look at it.
+    /// The shape of these values, which are whole units of the method; of single values their number.
     pub(crate) shape: &'g [usize],
     /// The inputs' values, all of one length, in the recipe's order.
     pub(crate) tensors: Vec<&'g [f32]>,
     /// Which of them is the base.
     pub(crate) base: Option<usize>,
-    /// Where the largest differences of each input end, where that was found out before.
+    /// Where the largest of something end, as the method's look asked for it.
     pub(crate) cuts: Vec<Option<Cut>>,
-    /// What the differences of each input that are kept are multiplied with, where that was found out before.
-    pub(crate) scales: &'g [Option<f32>],
+    /// Other numbers that the method's look found out.
+    pub(crate) numbers: &'g [f64],
+    /// Values of the whole, of which these are a part: of the tensor, or of those of its rows that stand for tokens.
+    pub(crate) n_values: usize,
     /// Parameters in the order of the method's list; those of one input hold a value for each, others one.
     pub(crate) values: &'g [Vec<f64>],
     /// Whether a random value survives: input, value's index, probability.
@@ -65,6 +66,17 @@ impl Group<'_> {
     /// Inputs that are not the base, by number.
     pub(crate) fn others(&self) -> Vec<usize> {
         (0..self.tensors.len()).filter(|&input| Some(input) != self.base).collect()
+    }
+
+    /// The values of an input, less the base's where they are compared with it.
+    pub(crate) fn offsets(&self, input: usize, from_base: bool) -> Cow<'_, [f32]> {
+        match self.base.filter(|_| from_base) {
+            None => Cow::Borrowed(self.tensors[input]),
+            Some(base) => {
+                let pairs = self.tensors[input].iter().zip(self.tensors[base]);
+                Cow::Owned(pairs.map(|(value, base)| value - base).collect())
+            }
+        }
     }
 
     /// Number of values.
@@ -80,7 +92,12 @@ pub(crate) struct Method {
     pub(crate) base: Base,
     /// Inputs, the base among them.
     pub(crate) inputs: std::ops::RangeInclusive<usize>,
-    pub(crate) reach: Reach,
+    /// What is merged at once, by the parameters' values.
+    pub(crate) unit: fn(&[Vec<f64>]) -> Unit,
+    /// What has to be known of all values before the first is merged.
+    pub(crate) look: fn(&Section) -> luthier_checkpoint::Result<Known>,
+    /// How often it looks there for the largest of something, for each input.
+    pub(crate) searches: usize,
     /// The merged values; an error says what is wrong.
     pub(crate) merge: fn(&Group) -> std::result::Result<Vec<f32>, String>,
 }
@@ -91,6 +108,16 @@ pub(crate) const fn number(name: &'static str, per_input: bool, default: Option<
 
 pub(crate) const fn flag(name: &'static str, default: bool) -> Parameter {
     Parameter { name, kind: Kind::Flag, per_input: false, default: Some(if default { 1.0 } else { 0.0 }) }
+}
+
+/// Any values at once.
+pub(crate) fn single_values(_: &[Vec<f64>]) -> Unit {
+    Unit::Value
+}
+
+/// Nothing has to be known before.
+pub(crate) fn nothing(_: &Section) -> luthier_checkpoint::Result<Known> {
+    Ok(Known::default())
 }
 
 /// All of them.
@@ -131,16 +158,6 @@ pub(crate) fn nearest<'n>(unknown: &str, known: impl Iterator<Item = &'n str>) -
     known
         .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)))
         .unwrap_or("")
-}
-
-/// Euclidean norm.
-pub(crate) fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    values.map(|value| value * value).sum::<f64>().sqrt()
-}
-
-/// Sum of products.
-pub(crate) fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> f64 {
-    a.zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Where the vectors along one axis of a tensor begin, the step between their values, and their length.

@@ -27,6 +27,7 @@ mod parts;
 mod passthrough;
 pub(crate) mod prefix;
 mod prepared;
+mod products;
 pub mod recipe;
 mod rows;
 mod sce;
@@ -108,19 +109,20 @@ pub fn plan(recipe: &Recipe, inputs: &[Input], options: &Options) -> Result<Plan
     let from = prepared.origins(&parts).iter().map(Origin::describe).collect();
     let mut plan = Plan::new(prepared.merged.infos(), from, prepared.notes.clone());
     let largest = |piece: &pairing::Piece| prepared.piece_bytes(piece);
-    plan.memory_bytes = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
+    let of_pieces = prepared.merged.pieces.iter().map(largest).max().unwrap_or(0);
+    plan.memory_bytes = of_pieces + prepared.files_bytes(inputs);
     Ok(plan)
 }
 
 /// Merges `inputs`, the models of [`Recipe::places`] in that order, into `out`.
 pub fn run(recipe: &Recipe, inputs: &[Input], out: &Path, options: &Options) -> Result<Report> {
-    let prepared = Prepared::new(recipe, inputs, options)?;
+    let mut prepared = Prepared::new(recipe, inputs, options)?;
     prepared.check_ties(inputs)?;
+    let mut side_files = std::mem::take(&mut prepared.side_files);
     let parts = Parts::new(&prepared.merged.inputs);
     let origins = prepared.origins(&parts);
     let dropped = prepared.dropped(&parts);
-    let inputs: Vec<Input> = parts.inputs.iter().map(|input| (*input).clone()).collect();
-    let mut side_files = prepared.side_files.clone();
+    let inputs: Vec<Input> = parts.inputs.iter().map(|input| input.without_files()).collect();
     let card = model_card::inherited(&inputs[0], &inputs)
         + &format!(
             "# A merged model\n\nMade by `luthier {}` with method {}.\n\n```yaml\n{}\n```\n",

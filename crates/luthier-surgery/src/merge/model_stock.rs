@@ -1,48 +1,72 @@
 //! `model_stock`: from the base towards the average of the others, as far as their mean angle says:
 //! t = n cos / (1 + (n-1) cos), for the whole tensor or line by line (`filter_wise`). Paper: arXiv:2403.19522, eq. 5.
 
-use super::method::{Base, Group, Method, Reach, dot, flag, lines, norm};
+use luthier_checkpoint::Result;
+
+use super::looks::{Known, Section};
+use super::method::{Base, Group, Method, Unit, flag, lines};
+use super::products::Products;
 
 pub(crate) const METHOD: Method = Method {
     name: "model_stock",
     parameters: &[flag("filter_wise", false)],
     base: Base::Required,
     inputs: 3..=usize::MAX,
-    reach: Reach::Tensor,
+    unit,
+    look,
+    searches: 0,
     merge,
 };
 
-fn merge(group: &Group) -> Result<Vec<f32>, String> {
-    let base = group.tensors[group.base.unwrap_or(0)];
-    let others: Vec<&[f32]> = group.others().iter().map(|&input| group.tensors[input]).collect();
-    let (starts, len) = if group.values[0][0] > 0.0 {
-        let (starts, _, len) = lines(group.shape, group.shape.len().saturating_sub(1));
-        (starts, len)
-    } else {
-        (vec![0], group.len())
-    };
-    let count = others.len() as f64;
-    let mut merged = vec![0f32; group.len()];
-    for start in starts {
-        let line = start..start + len;
-        let offset = |which: usize| {
-            let pairs = others[which][line.clone()].iter().zip(&base[line.clone()]);
-            pairs.map(|(value, base)| f64::from(value - base))
-        };
-        let norms: Vec<f64> = (0..others.len()).map(|which| norm(offset(which))).collect();
-        let mut cosines = Vec::new();
-        for a in 0..others.len() {
-            for b in a + 1..others.len() {
-                cosines.push((dot(offset(a), offset(b)) / (norms[a] * norms[b]).max(1e-6)).clamp(-1.0, 1.0));
-            }
+fn unit(values: &[Vec<f64>]) -> Unit {
+    if values[0][0] > 0.0 { Unit::Line } else { Unit::Value }
+}
+
+/// How far it is from the base to the average, where that is one for all.
+fn look(section: &Section) -> Result<Known> {
+    if unit(section.values()) == Unit::Line {
+        return Ok(Known::default());
+    }
+    let products = Products::of(section, true)?;
+    Ok(Known { numbers: vec![share(&products, &section.others())], ..Known::default() })
+}
+
+/// t of the differences from the base at these places.
+fn share(products: &Products, others: &[usize]) -> f64 {
+    let mut cosines = Vec::new();
+    for (at, &a) in others.iter().enumerate() {
+        for &b in &others[at + 1..] {
+            let lengths = (products.length(a) * products.length(b)).max(1e-6);
+            cosines.push((products.get(a, b) / lengths).clamp(-1.0, 1.0));
         }
-        let cosine = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
-        let denominator = 1.0 + (count - 1.0) * cosine;
-        let t = if denominator.abs() < 1e-6 { 0.0 } else { count * cosine / denominator };
+    }
+    let count = others.len() as f64;
+    let cosine = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
+    let denominator = 1.0 + (count - 1.0) * cosine;
+    if denominator.abs() < 1e-6 { 0.0 } else { count * cosine / denominator }
+}
+
+fn merge(group: &Group) -> std::result::Result<Vec<f32>, String> {
+    let base = group.tensors[group.base.unwrap_or(0)];
+    let others = group.others();
+    let mut merged = vec![0f32; group.len()];
+    let mut mix = |line: std::ops::Range<usize>, t: f64| {
         for at in line {
-            let average = others.iter().map(|other| f64::from(other[at])).sum::<f64>() / count;
+            let sum: f64 = others.iter().map(|&other| f64::from(group.tensors[other][at])).sum();
+            let average = sum / others.len() as f64;
             merged[at] = (t * average + (1.0 - t) * f64::from(base[at])) as f32;
         }
+    };
+    if let [t] = *group.numbers {
+        mix(0..group.len(), t);
+        return Ok(merged);
+    }
+    let offsets: Vec<_> = others.iter().map(|&other| group.offsets(other, true)).collect();
+    let numbers: Vec<usize> = (0..others.len()).collect();
+    let (starts, _, len) = lines(group.shape, group.shape.len().saturating_sub(1));
+    for start in starts {
+        let line: Vec<&[f32]> = offsets.iter().map(|values| &values[start..start + len]).collect();
+        mix(start..start + len, share(&Products::between(&line), &numbers));
     }
     Ok(merged)
 }

@@ -1,9 +1,15 @@
 //! `multislerp`: barycentric interpolation of any number of tensors on a hypersphere: in the tangent space at their
 //! weighted mean direction, back by the exponential map, then scaled to the weighted mean of the norms.
 //!
-//! Source: goddard.blog/posts/multislerp-wow-what-a-cool-idea.
+//! Source: goddard.blog/posts/multislerp-wow-what-a-cool-idea. At the weighted mean direction m of the unit vectors u_i the
+//! weighted sum of the tangents is nothing, sum_i w_i (u_i - (u_i m) m) = M - (M m) m = 0 with M = |M| m, so that the map
+//! back stays where it is: what mergekit's tangents hold is the rounding of its sums.
 
-use super::method::{Base, Group, Method, Reach, dot, flag, norm, number};
+use luthier_checkpoint::Result;
+
+use super::looks::{Known, Section};
+use super::method::{Base, Group, Method, flag, number, single_values};
+use super::products::Products;
 
 pub(crate) const METHOD: Method = Method {
     name: "multislerp",
@@ -14,51 +20,63 @@ pub(crate) const METHOD: Method = Method {
     ],
     base: Base::Optional,
     inputs: 1..=usize::MAX,
-    reach: Reach::Tensor,
+    unit: single_values,
+    look,
+    searches: 0,
     merge,
 };
 
-fn merge(group: &Group) -> Result<Vec<f32>, String> {
-    let others = group.others();
+/// A sum of unit vectors that is shorter cancels out: this is what the rounding of f64 products leaves.
+const ROUNDING: f64 = 1e-7;
+
+/// What every input counts.
+fn look(section: &Section) -> Result<Known> {
+    let others = section.others();
+    let mut numbers = vec![0f64; section.n_inputs()];
     match others[..] {
-        [] => return Err("wanted a model besides the base".to_string()),
-        [only] => return Ok(group.tensors[only].to_vec()),
+        [] => return Err(section.wrong("wanted a model besides the base")),
+        [only] => {
+            numbers[only] = 1.0;
+            return Ok(Known { numbers, ..Known::default() });
+        }
         _ => {}
     }
-    let mut weights: Vec<f64> = others.iter().map(|&input| group.values[0][input]).collect();
+    let mut weights = vec![0f64; section.n_inputs()];
+    others.iter().for_each(|&input| weights[input] = section.values()[0][input]);
     let total: f64 = weights.iter().sum();
-    if group.values[1][0] > 0.0 {
+    if section.values()[1][0] > 0.0 {
         if total.abs() < f64::MIN_POSITIVE {
-            return Err("the weights add up to 0; give others, or normalize_weights: false".to_string());
+            return Err(section.wrong("the weights add up to 0; give others, or normalize_weights: false"));
         }
         weights.iter_mut().for_each(|weight| *weight /= total);
     }
-    let eps = group.values[2][0];
-    let offset = |at: usize| group.base.map_or(0.0, |base| group.tensors[base][at]);
-    let value = |which: usize, at: usize| f64::from(group.tensors[others[which]][at] - offset(at));
-    let len = group.len();
-    let norms: Vec<f64> = (0..others.len()).map(|which| norm((0..len).map(|at| value(which, at)))).collect();
-    let unit = |which: usize, at: usize| value(which, at) / (norms[which] + eps);
-    let weighted = |at: usize, of: &dyn Fn(usize, usize) -> f64| -> f64 {
-        weights.iter().enumerate().map(|(which, weight)| weight * of(which, at)).sum()
-    };
-    let mut mean: Vec<f64> = (0..len).map(|at| weighted(at, &unit)).collect();
-    let mean_norm = norm(mean.iter().copied());
-    if mean_norm < eps {
+    let eps = section.values()[2][0];
+    let products = Products::of(section, true)?;
+    let along: Vec<f64> =
+        weights.iter().enumerate().map(|(input, weight)| weight / (products.length(input) + eps)).collect();
+    let mean_length = products.length_of_sum(&along);
+    if mean_length < eps.max(ROUNDING) {
         if others.len() == 2 {
-            return Ok((0..len).map(|at| weighted(at, &value) as f32 + offset(at)).collect());
+            return Ok(Known { numbers: weights, ..Known::default() });
         }
-        return Err("the weighted directions cancel out; give other weights".to_string());
+        return Err(section.wrong("the weighted directions cancel out; give other weights"));
     }
-    mean.iter_mut().for_each(|value| *value /= mean_norm);
-    let dots: Vec<f64> = (0..others.len())
-        .map(|which| dot((0..len).map(|at| unit(which, at)), mean.iter().copied()))
-        .collect();
-    let tangent: Vec<f64> =
-        (0..len).map(|at| weighted(at, &|which, at| unit(which, at) - dots[which] * mean[at])).collect();
-    let tangent_norm = norm(tangent.iter().copied()) + eps;
-    let scale: f64 = norms.iter().zip(&weights).map(|(norm, weight)| norm * weight).sum();
-    let (along, across) = (tangent_norm.cos(), tangent_norm.sin() / tangent_norm);
-    let result = |at: usize| ((mean[at] * along + tangent[at] * across) * scale) as f32 + offset(at);
-    Ok((0..len).map(result).collect())
+    let scale: f64 = weights.iter().enumerate().map(|(input, weight)| weight * products.length(input)).sum();
+    let numbers = along.iter().map(|factor| factor / mean_length * scale).collect();
+    Ok(Known { numbers, ..Known::default() })
+}
+
+fn merge(group: &Group) -> std::result::Result<Vec<f32>, String> {
+    if let [only] = group.others()[..] {
+        return Ok(group.tensors[only].to_vec());
+    }
+    let mut sums = vec![0f64; group.len()];
+    for input in group.others() {
+        let values = group.offsets(input, true);
+        sums.iter_mut()
+            .zip(values.iter())
+            .for_each(|(sum, value)| *sum += group.numbers[input] * f64::from(*value));
+    }
+    let offset = |at: usize| group.base.map_or(0.0, |base| group.tensors[base][at]);
+    Ok(sums.iter().enumerate().map(|(at, sum)| *sum as f32 + offset(at)).collect())
 }

@@ -2,14 +2,16 @@
 //!
 //! Source: the model card of QuartetAnemoi-70B.
 
-use super::method::{Base, Group, Method, Reach, number};
+use super::method::{Base, Group, Method, nothing, number, single_values};
 
 pub(crate) const METHOD: Method = Method {
     name: "nearswap",
     parameters: &[number("t", false, None)],
     base: Base::Required,
     inputs: 2..=2,
-    reach: Reach::Value,
+    unit: single_values,
+    look: nothing,
+    searches: 0,
     merge,
 };
 

@@ -1,13 +1,15 @@
 //! `passthrough`: the one input as it is, times `scale` where that is given.
 
-use super::method::{Base, Group, Method, Reach, number};
+use super::method::{Base, Group, Method, nothing, number, single_values};
 
 pub(crate) const METHOD: Method = Method {
     name: "passthrough",
     parameters: &[number("scale", true, Some(f64::NAN))],
     base: Base::Ignored,
     inputs: 1..=1,
-    reach: Reach::Value,
+    unit: single_values,
+    look: nothing,
+    searches: 0,
     merge,
 };
 

@@ -92,7 +92,7 @@ impl Prepared {
         let mapping = vocabulary.map(|vocabulary| vocabulary.mapping);
         notes.extend(mapping.iter().flat_map(Mapping::lines));
         let known = layouts.is_some();
-        let inputs: Vec<Input> = merged.iter().chain(&inputs[n_merged..]).cloned().collect();
+        let inputs: Vec<Input> = merged.iter().chain(&inputs[n_merged..]).map(Input::without_files).collect();
         let merged = Merged::new(method, &inputs, pieces, options.seed);
         let layouts = layouts.unwrap_or_default();
         Ok(Prepared { config, merged, layouts, side_files, known, n_merged, left_out, mapping, notes })

@@ -3,40 +3,46 @@
 //!
 //! Source: Shoemake 1985; threshold of 0.9995 as in mergekit.
 
-use super::method::{Base, Group, Method, Reach, dot, norm, number};
+use luthier_checkpoint::Result;
+
+use super::looks::{Known, Section};
+use super::method::{Base, Group, Method, number, single_values};
+use super::products::Products;
 
 pub(crate) const METHOD: Method = Method {
     name: "slerp",
     parameters: &[number("t", false, None)],
     base: Base::Required,
     inputs: 2..=2,
-    reach: Reach::Tensor,
+    unit: single_values,
+    look,
+    searches: 0,
     merge,
 };
 
 const PARALLEL: f64 = 0.9995;
 const SMALLEST_NORM: f64 = 1e-8;
 
-fn merge(group: &Group) -> Result<Vec<f32>, String> {
-    let base = group.base.unwrap_or(0);
-    let (a, b) = (group.tensors[base], group.tensors[1 - base]);
-    let t = group.values[0][0];
-    let length = |values: &[f32]| {
-        let length = norm(values.iter().map(|value| f64::from(*value)));
-        if length > SMALLEST_NORM { length } else { 1.0 }
-    };
-    let (length_a, length_b) = (length(a), length(b));
-    let cosine = dot(
-        a.iter().map(|value| f64::from(*value) / length_a),
-        b.iter().map(|value| f64::from(*value) / length_b),
-    )
-    .clamp(-1.0, 1.0);
-    let (of_a, of_b) = if cosine.abs() > PARALLEL {
+/// What the base and the other count.
+fn look(section: &Section) -> Result<Known> {
+    let base = section.base().unwrap_or(0);
+    let t = section.values()[0][0];
+    let products = Products::of(section, false)?;
+    let length =
+        |of: usize| Some(products.length(of)).filter(|length| *length > SMALLEST_NORM).unwrap_or(1.0);
+    let cosine = (products.get(0, 1) / (length(0) * length(1))).clamp(-1.0, 1.0);
+    let (of_base, of_other) = if cosine.abs() > PARALLEL {
         (1.0 - t, t)
     } else {
         let angle = cosine.acos();
         (((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin())
     };
+    let numbers = if base == 0 { vec![of_base, of_other] } else { vec![of_other, of_base] };
+    Ok(Known { numbers, ..Known::default() })
+}
+
+fn merge(group: &Group) -> std::result::Result<Vec<f32>, String> {
+    let [of_a, of_b] = group.numbers else { return Err("nothing is known of its angle".to_string()) };
     let between = |(a, b): (&f32, &f32)| (of_a * f64::from(*a) + of_b * f64::from(*b)) as f32;
-    Ok(a.iter().zip(b).map(between).collect())
+    Ok(group.tensors[0].iter().zip(group.tensors[1]).map(between).collect())
 }

@@ -7,7 +7,10 @@
 //! largest but for outliers (breadcrumbs, arXiv:2312.06795), all (task arithmetic, arXiv:2212.04089). `rescale` brings the
 //! sum of magnitudes back to what it was.
 
-use super::method::{Base, Cut, Group, Method, Reach, flag, lines, number};
+use luthier_checkpoint::Result;
+
+use super::looks::{Known, Section};
+use super::method::{Base, Cut, Group, Method, Unit, flag, lines, number};
 use super::parameters::Parameter;
 
 /// Order of the parameters below.
@@ -45,11 +48,12 @@ macro_rules! method {
             },
             base: Base::Required,
             inputs: 1..=usize::MAX,
-            reach: match $sparse {
-                Sparse::No => Reach::Value,
-                Sparse::Magnitude => Reach::Largest(shares),
-                Sparse::Random => Reach::Drawn(drawn),
-                _ => Reach::Tensor,
+            unit: |_| if matches!($sparse, Sparse::Ranked) { Unit::Place } else { Unit::Value },
+            look: |section| look(section, $sparse),
+            searches: match $sparse {
+                Sparse::Magnitude => 1,
+                Sparse::Outliers => 2,
+                _ => 0,
             },
             merge: |group| merge(group, $sparse, $ties),
         }
@@ -69,7 +73,54 @@ pub(crate) const DELLA: Method =
     method!("della", Sparse::Ranked, true, normalize true, rescale true, number("epsilon", true, Some(0.15)));
 pub(crate) const DELLA_LINEAR: Method = method!("della_linear", Sparse::Ranked, false, normalize false, rescale true, number("epsilon", true, Some(0.15)));
 
-fn merge(group: &Group, sparse: Sparse, ties: bool) -> Result<Vec<f32>, String> {
+/// Where the differences end that are kept, and, where the rest is scaled, by how much: a number for each input.
+fn look(section: &Section, sparse: Sparse) -> Result<Known> {
+    let (n_inputs, n_values) = (section.n_inputs(), section.n_values());
+    let density = |input: usize| section.values()[DENSITY][input];
+    let cut: Vec<usize> = section.others().into_iter().filter(|&input| density(input) < 1.0).collect();
+    let mut known = Known::default();
+    if cut.is_empty() || sparse == Sparse::No {
+        return Ok(known);
+    }
+    let is_inside = |count: &usize| (1..n_values).contains(count);
+    match sparse {
+        Sparse::Magnitude => {
+            let count = |input: usize| cut.contains(&input).then(|| kept_count(density(input), n_values));
+            let counts: Vec<Option<usize>> =
+                (0..n_inputs).map(|input| count(input).filter(|_| density(input) > 0.0)).collect();
+            known.cuts = section.cuts(&counts, &|group, input| magnitudes(&group.offsets(input, true)))?;
+        }
+        Sparse::Outliers => {
+            let counts = |input: usize| match cut.contains(&input) {
+                true => {
+                    outliers(section.values(), input, n_values).map(|count| Some(count).filter(is_inside))
+                }
+                false => [None; 2],
+            };
+            let counts: Vec<Option<usize>> = (0..n_inputs).flat_map(counts).collect();
+            known.cuts = section.cuts(&counts, &|group, at| smallness(&group.offsets(at / 2, true)))?;
+        }
+        _ => {}
+    }
+    if section.values()[RESCALE][0] > 0.0 {
+        let sums = section.sums(&known, 2 * n_inputs, &|group| {
+            let mut sums = vec![0f64; 2 * n_inputs];
+            for &input in &cut {
+                let delta = group.offsets(input, true);
+                for (value, kept) in delta.iter().zip(kept(group, input, sparse, &delta)?) {
+                    let size = f64::from(value.abs());
+                    sums[2 * input] += size;
+                    sums[2 * input + 1] += if kept { size } else { 0.0 };
+                }
+            }
+            Ok(sums)
+        })?;
+        known.numbers = sums.chunks_exact(2).map(|sums| f64::from(rescaled(sums[0], sums[1]))).collect();
+    }
+    Ok(known)
+}
+
+fn merge(group: &Group, sparse: Sparse, ties: bool) -> std::result::Result<Vec<f32>, String> {
     let base = group.tensors[group.base.unwrap_or(0)];
     let others = group.others();
     let mut deltas = Vec::with_capacity(others.len());
@@ -124,39 +175,53 @@ fn of_majority(sums: &[f32], deltas: &[Vec<f32>], weights: &[f32]) -> (Vec<f32>,
 }
 
 /// Keeps the chosen share of the differences of one input, the others become zero.
-fn sparsify(group: &Group, input: usize, sparse: Sparse, delta: &mut [f32]) -> Result<(), String> {
-    let density = group.values[DENSITY][input];
-    if density >= 1.0 {
+fn sparsify(
+    group: &Group,
+    input: usize,
+    sparse: Sparse,
+    delta: &mut [f32],
+) -> std::result::Result<(), String> {
+    if group.values[DENSITY][input] >= 1.0 {
         return Ok(());
     }
-    let len = delta.len();
-    let kept: Vec<bool> = match sparse {
-        Sparse::No => return Ok(()),
-        Sparse::Magnitude if density <= 0.0 => vec![false; len],
-        Sparse::Magnitude => match group.cuts.get(input).copied().flatten() {
-            Some(cut) => above(&magnitudes(delta), cut),
-            None => largest(&magnitudes(delta), kept_count(density, len)),
-        },
-        Sparse::Random => {
-            if density < 0.0 {
-                return Err(format!("density: wanted 0 to 1, came {density}"));
-            }
-            (0..len).map(|at| (group.keeps)(input, at, density)).collect()
-        }
-        Sparse::Outliers => without_outliers(delta, density.max(0.0), group.values[OWN][input]),
-        Sparse::Ranked if density <= 0.0 => vec![false; len],
-        Sparse::Ranked => ranked(group, input, delta, density)?,
-    };
-    let rescales = group.values[RESCALE][0] > 0.0;
-    let known = group.scales.get(input).copied().flatten();
-    let sum = |delta: &[f32]| delta.iter().map(|value| f64::from(value.abs())).sum::<f64>();
-    let before = if rescales && known.is_none() { sum(delta) } else { 0.0 };
+    let kept = kept(group, input, sparse, delta)?;
     delta.iter_mut().zip(&kept).for_each(|(value, kept)| *value = if *kept { *value } else { 0.0 });
-    if rescales {
-        let scale = known.unwrap_or_else(|| rescaled(before, sum(delta)));
-        delta.iter_mut().for_each(|value| *value *= scale);
+    if let Some(scale) = group.numbers.get(input) {
+        delta.iter_mut().for_each(|value| *value *= *scale as f32);
     }
     Ok(())
+}
+
+/// Which of the differences of one input, of which not all are kept, are.
+fn kept(
+    group: &Group,
+    input: usize,
+    sparse: Sparse,
+    delta: &[f32],
+) -> std::result::Result<Vec<bool>, String> {
+    let density = group.values[DENSITY][input];
+    let cut = |at: usize| group.cuts.get(at).copied().flatten();
+    Ok(match sparse {
+        Sparse::No => vec![true; delta.len()],
+        Sparse::Magnitude => match cut(input) {
+            Some(cut) => above(&magnitudes(delta), cut),
+            None => vec![false; delta.len()],
+        },
+        Sparse::Random if density < 0.0 => return Err(format!("density: wanted 0 to 1, came {density}")),
+        Sparse::Random => (0..delta.len()).map(|at| (group.keeps)(input, at, density)).collect(),
+        Sparse::Outliers => {
+            let smallness = smallness(delta);
+            let [below, kept] = outliers(group.values, input, group.n_values);
+            let among = |count: usize, cut: Option<Cut>| match cut {
+                Some(cut) => above(&smallness, cut),
+                None => vec![count > 0; delta.len()],
+            };
+            let (below, kept) = (among(below, cut(2 * input)), among(kept, cut(2 * input + 1)));
+            below.into_iter().zip(kept).map(|(below, kept)| kept && !below).collect()
+        }
+        Sparse::Ranked if density <= 0.0 => vec![false; delta.len()],
+        Sparse::Ranked => ranked(group, input, delta, density)?,
+    })
 }
 
 /// What brings a sum of magnitudes back to what it was.
@@ -164,38 +229,29 @@ pub(crate) fn rescaled(before: f64, after: f64) -> f32 {
     if before >= 1e-7 && after >= 1e-7 { (before / after) as f32 } else { 1.0 }
 }
 
-/// The share of each input's differences that is kept at random; none where the rest is not scaled.
-fn drawn(values: &[Vec<f64>]) -> Option<Vec<f64>> {
-    (values[RESCALE][0] > 0.0).then(|| values[DENSITY].clone())
-}
-
 fn magnitudes(delta: &[f32]) -> Vec<f32> {
     delta.iter().map(|value| value.abs()).collect()
 }
 
-/// The share of each input's differences that is kept; none where what is dropped changes the scale of the rest.
-fn shares(values: &[Vec<f64>]) -> Option<Vec<f64>> {
-    (values[RESCALE][0] <= 0.0).then(|| values[DENSITY].clone())
+/// Numbers that are the larger the smaller the magnitudes are, by their bits: of equal magnitudes the first then count as
+/// the smallest, as in a sorted list.
+fn smallness(delta: &[f32]) -> Vec<f32> {
+    let infinite = f32::INFINITY.to_bits();
+    delta.iter().map(|value| f32::from_bits(infinite - value.abs().to_bits().min(infinite))).collect()
+}
+
+/// How many of the smallest differences of an input are dropped, and how many of the smallest there are together with those
+/// that are kept: the share `gamma` of the largest goes first, then the smallest until `density` is left.
+fn outliers(values: &[Vec<f64>], input: usize, len: usize) -> [usize; 2] {
+    let target = (values[DENSITY][input].max(0.0) * len as f64) as usize;
+    let outliers = (values[OWN][input] * len as f64) as usize;
+    let below = len.saturating_sub(target).saturating_sub(outliers);
+    [below, (below + target).min(len)]
 }
 
 /// How many of `len` values a share between 0 and 1 keeps.
 pub(crate) fn kept_count(density: f64, len: usize) -> usize {
     ((density * len as f64) as usize).max(1)
-}
-
-/// Which values are among the `count` largest; of equal ones the first.
-pub(crate) fn largest(values: &[f32], count: usize) -> Vec<bool> {
-    if count >= values.len() {
-        return vec![true; values.len()];
-    }
-    if count == 0 {
-        return vec![false; values.len()];
-    }
-    let mut order = values.to_vec();
-    let (_, threshold, _) = order.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
-    let threshold = *threshold;
-    let n_above = values.iter().filter(|value| **value > threshold).count();
-    above(values, Cut { threshold, equal_left: count - n_above })
 }
 
 /// Which values are above the cut, or equal to it and among the first of those.
@@ -216,22 +272,13 @@ pub(crate) fn above(values: &[f32], Cut { threshold, mut equal_left }: Cut) -> V
     values.iter().map(keep).collect()
 }
 
-/// Drops the share `gamma` of the largest and then the smallest, until `density` is left.
-fn without_outliers(delta: &[f32], density: f64, gamma: f64) -> Vec<bool> {
-    let len = delta.len();
-    let target = (density * len as f64) as usize;
-    let outliers = (gamma * len as f64) as usize;
-    let below = len.saturating_sub(target).saturating_sub(outliers);
-    let magnitudes = magnitudes(delta);
-    let mut order: Vec<usize> = (0..len).collect();
-    order.sort_by(|&a, &b| magnitudes[a].total_cmp(&magnitudes[b]));
-    let mut kept = vec![false; len];
-    order.iter().skip(below).take(target).for_each(|&at| kept[at] = true);
-    kept
-}
-
 /// Random ones: the larger within its line along the second axis, the likelier, density +- epsilon.
-fn ranked(group: &Group, input: usize, delta: &[f32], density: f64) -> Result<Vec<bool>, String> {
+fn ranked(
+    group: &Group,
+    input: usize,
+    delta: &[f32],
+    density: f64,
+) -> std::result::Result<Vec<bool>, String> {
     let epsilon = group.values[OWN][input];
     if density + epsilon >= 1.0 || density - epsilon <= 0.0 {
         return Err(format!(
@@ -254,8 +301,20 @@ fn ranked(group: &Group, input: usize, delta: &[f32], density: f64) -> Result<Ve
 }
 
 #[cfg(test)]
-mod tests {
-    use super::largest;
+pub(crate) mod tests {
+    use super::*;
+
+    /// Which values are among the `count` largest; of equal ones the first.
+    pub(crate) fn largest(values: &[f32], count: usize) -> Vec<bool> {
+        if count >= values.len() || count == 0 {
+            return vec![count > 0; values.len()];
+        }
+        let mut order = values.to_vec();
+        let (_, threshold, _) = order.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+        let threshold = *threshold;
+        let n_above = values.iter().filter(|value| **value > threshold).count();
+        above(values, Cut { threshold, equal_left: count - n_above })
+    }
 
     #[test]
     fn the_largest_are_as_many_as_wanted_even_if_equal() {

@@ -9,8 +9,29 @@ use crate::{command, json};
 /// Of the mapped inputs: the tensor at hand, that of the hash, and what the system maps around them.
 const MAPPED_BYTES: u64 = 12 << 20;
 
+/// A recipe that merges a model and the other one of its size.
+fn recipe(at: &Path, method: &str, model: &str) -> String {
+    let base = match method {
+        "linear" | "karcher" => String::new(),
+        _ => format!("base_model: {model}\n"),
+    };
+    let parameters = match method {
+        "slerp" => "parameters: {t: 0.3}\n",
+        "karcher" => "",
+        "sce" => "parameters: {select_topk: 0.4}\n",
+        "linear" => "parameters: {weight: 0.5}\n",
+        _ => "parameters: {weight: 0.5, density: 0.4}\n",
+    };
+    let text = format!(
+        "merge_method: {method}\n{base}models: [{{model: {model}}}, {{model: {model}-other}}]\n{parameters}"
+    );
+    let name = format!("{method}-{model}.yaml");
+    std::fs::write(at.join(&name), text).unwrap();
+    name
+}
+
 /// A model folder of random weights with that many layers of 2 MB each.
-fn make(at: &Path, name: &str, layers: usize) {
+fn make(at: &Path, name: &str, layers: usize, seed: u64) {
     std::fs::create_dir(at.join(name)).unwrap();
     let recipe = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024,
@@ -31,7 +52,7 @@ fn make(at: &Path, name: &str, layers: usize) {
     let header = serde_json::to_string(&header).unwrap();
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
-    let mut state = 7u64;
+    let mut state = seed;
     bytes.extend((0..offset / 2).flat_map(|_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Between 2^-7 and 2^-6, of both signs.
@@ -65,23 +86,34 @@ fn peak_bytes(at: &Path, arguments: &[&str]) -> u64 {
 fn memory_is_that_of_the_plan_however_many_layers_there_are() {
     let home = tempfile::tempdir().unwrap();
     let at = home.path();
-    make(at, "small", 1);
-    make(at, "large", 24);
+    let at_home = at;
+    make(at, "small", 1, 7);
+    make(at, "large", 24, 7);
+    make(at, "small-other", 1, 9);
+    make(at, "large-other", 24, 9);
     for verb in [
         &["convert", "IN", "out.gguf"][..],
         &["convert", "IN", "out", "--dtype", "f32"],
         &["quantize", "IN", "out.gguf", "--to", "Q4_K_M"],
         &["quantize", "IN", "out", "--to", "nf4"],
         &["quantize", "IN", "out.gguf", "--target-size", "IN"],
+        &["merge", "linear", "out"],
+        &["merge", "slerp", "out"],
+        &["merge", "karcher", "out"],
+        &["merge", "della", "out"],
+        &["merge", "breadcrumbs", "out"],
+        &["merge", "sce", "out"],
     ] {
         let run = |model: &'static str| {
             let size = if model == "small" { "700k" } else { "12M" };
             let fill = |(at, word): (usize, &&'static str)| match (*word, at) {
-                ("IN", 1) => model,
-                ("IN", _) => size,
-                (word, _) => word,
+                ("IN", 1) => model.to_string(),
+                ("IN", _) => size.to_string(),
+                (method, 1) => recipe(at_home, method, model),
+                (word, _) => word.to_string(),
             };
-            let arguments: Vec<&str> = verb.iter().enumerate().map(fill).collect();
+            let arguments: Vec<String> = verb.iter().enumerate().map(fill).collect();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let planned = json(at, &[&arguments[..], &["--plan", "--force"]].concat())["memory_bytes"]
                 .as_u64()
                 .unwrap();
