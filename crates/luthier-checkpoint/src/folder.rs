@@ -51,6 +51,9 @@ const MORE_TEMPLATES: &str = "additional_chat_templates";
 /// What stands in the folder of a module.
 const MODULE_CONFIG: &str = "config.json";
 
+/// The weights of a module that is small: a linear step behind the pooling. The folder of a Transformer holds a model.
+const DENSE_WEIGHTS: &str = "model.safetensors";
+
 /// Largest side file that is read.
 const MAX_SIDE_FILE_BYTES: u64 = 512 << 20;
 
@@ -152,7 +155,10 @@ pub(crate) fn is_side_file(name: &str) -> bool {
     let template = |(folder, name): (&str, &str)| {
         folder == MORE_TEMPLATES && name.ends_with(".jinja") && !name.contains(['/', '\\'])
     };
-    let module = |(folder, name): (&str, &str)| is_module_folder(folder) && name == MODULE_CONFIG;
+    let module = |(folder, name): (&str, &str)| {
+        is_module_folder(folder)
+            && (name == MODULE_CONFIG || (is_dense_folder(folder) && name == DENSE_WEIGHTS))
+    };
     TOKENIZER_FILES.contains(&name)
         || SIDE_FILES.contains(&name)
         || name.split_once('/').is_some_and(|parts| template(parts) || module(parts))
@@ -166,6 +172,10 @@ fn is_module_folder(name: &str) -> bool {
             && !kind.is_empty()
             && kind.bytes().all(|byte| byte.is_ascii_alphanumeric())
     })
+}
+
+fn is_dense_folder(name: &str) -> bool {
+    is_module_folder(name) && name.ends_with("_Dense")
 }
 
 /// Whether an entry of that name at the top of a folder is what a model consists of: config, weights and their indexes,
@@ -233,9 +243,14 @@ fn side_file_paths(place: &Path) -> Result<Vec<PathBuf>> {
     let mut modules = Vec::new();
     for entry in std::fs::read_dir(place).map_err(|source| Error::io(place, source))? {
         let path = entry.map_err(|source| Error::io(place, source))?.path();
-        let is_module = path.file_name().and_then(|name| name.to_str()).is_some_and(is_module_folder);
-        if is_module && path.join(MODULE_CONFIG).is_file() {
+        let is_of =
+            |kind: fn(&str) -> bool| path.file_name().and_then(|name| name.to_str()).is_some_and(kind);
+        if is_of(is_module_folder) && path.join(MODULE_CONFIG).is_file() {
             modules.push(path.join(MODULE_CONFIG));
+            let weights = path.join(DENSE_WEIGHTS);
+            if is_of(is_dense_folder) && weights.is_file() {
+                modules.push(weights);
+            }
         }
     }
     modules.sort();

@@ -1,9 +1,13 @@
 //! How a model's states become the embedding of a text, as sentence-transformers writes it beside a model: `modules.json`, the
-//! pooling's own config, `sentence_bert_config.json`.
+//! pooling's own config, `sentence_bert_config.json`, and linear steps behind the pooling.
+
+mod dense;
 
 use serde_json::{Map, Value};
 
 use crate::{Error, Result, SideFile};
+
+pub use dense::{Activation, Dense};
 
 /// Lists the modules; without it a folder is no sentence-transformers model.
 pub const MODULES: &str = "modules.json";
@@ -56,10 +60,12 @@ impl Pooling {
 }
 
 /// What stands beside a model for embedding texts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SentenceModules {
     /// How states become one; the mean where no module says it.
     pub pooling: Pooling,
+    /// What is done to that, one after another.
+    pub dense: Vec<Dense>,
     /// Whether the result is divided by its length.
     pub normalizes: bool,
     /// Tokens of a text at most, special ones included.
@@ -75,7 +81,7 @@ impl SentenceModules {
         let Some(list) = parsed(files, MODULES)? else { return Ok(None) };
         let wrong = |what: String| broken(MODULES, what);
         let list = list.as_array().ok_or_else(|| wrong("wanted a list of modules".to_string()))?;
-        let (mut pooling, mut normalizes) = (None, false);
+        let (mut pooling, mut dense, mut normalizes) = (None, Vec::new(), false);
         for (at, module) in list.iter().enumerate() {
             let text = |key: &str| module.get(key).and_then(Value::as_str).unwrap_or_default();
             let kind = text("type").rsplit('.').next().unwrap_or_default();
@@ -84,10 +90,22 @@ impl SentenceModules {
                 "Pooling" if pooling.is_none() && !normalizes => {
                     pooling = Some(read_pooling(files, &format!("{}/config.json", text("path")))?);
                 }
+                "Dense" if pooling.is_some() && !normalizes => {
+                    let next = Dense::read(files, text("path"))?;
+                    if let Some(before) =
+                        dense.last().filter(|before: &&Dense| before.outputs() != next.inputs)
+                    {
+                        let (gives, reads) = (before.outputs(), next.inputs);
+                        return Err(wrong(format!(
+                            "module {at} reads {reads} values, the one before gives {gives}"
+                        )));
+                    }
+                    dense.push(next);
+                }
                 "Normalize" => normalizes = true,
                 _ => {
                     let what = format!(
-                        "module {at} is {:?}; wanted a Transformer, then Pooling, then Normalize, or not all of them",
+                        "module {at} is {:?}; wanted a Transformer, then Pooling, then Dense, then Normalize, or not all of them",
                         text("type")
                     );
                     return Err(wrong(what));
@@ -97,6 +115,7 @@ impl SentenceModules {
         let (max_tokens, lowercases) = read_length(files)?;
         Ok(Some(SentenceModules {
             pooling: pooling.unwrap_or(Pooling::Mean),
+            dense,
             normalizes,
             max_tokens,
             lowercases,
@@ -186,6 +205,7 @@ mod tests {
         ]));
         let wanted = SentenceModules {
             pooling: Pooling::First,
+            dense: Vec::new(),
             normalizes: true,
             max_tokens: Some(256),
             lowercases: true,

@@ -46,6 +46,18 @@ pub enum Error {
         /// What came.
         got: String,
     },
+    /// A linear step for states of another width.
+    #[error(
+        "{module}: reads {wanted} values, a text's state has {width}; put the module of this model in its place"
+    )]
+    ModuleWidth {
+        /// The module's folder.
+        module: String,
+        /// Values that it reads.
+        wanted: usize,
+        /// Values that there are.
+        width: usize,
+    },
     /// Two models that cannot be compared.
     #[error(
         "a vocabulary of {reference} tokens and one of {other} are not compared; take two models of one vocabulary"

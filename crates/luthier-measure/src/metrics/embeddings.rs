@@ -1,7 +1,7 @@
 //! Embeddings of texts: the states of their tokens pooled into one (arXiv:1908.10084 for the mean).
 
 use luthier_arch::model::{Model, TokenBatch};
-use luthier_checkpoint::sentence::Pooling;
+use luthier_checkpoint::sentence::{Dense, Pooling};
 use luthier_generate::generate::check_ids;
 
 use crate::{Error, Result};
@@ -21,15 +21,17 @@ pub struct Embeddings {
 }
 
 /// The embedding of each text: the final states of a decoder-only or encoder-only model, those of an encoder-decoder's
-/// encoder, pooled over all tokens of the text, `normalized` to length 1 on request. Texts of one length run together, so
-/// that there is no padding.
+/// encoder, pooled over all tokens of the text, sent through the linear steps of `dense`, `normalized` to length 1 on
+/// request. Texts of one length run together, so that there is no padding.
 ///
 /// # Errors
-/// A text without tokens, ids that the model cannot read, states that are not finite.
+/// A text without tokens, ids that the model cannot read, states that are not finite, a linear step for states of another
+/// width.
 pub fn embeddings(
     model: &dyn Model,
     texts: &[Vec<u32>],
     pooling: Pooling,
+    dense: &[Dense],
     normalized: bool,
 ) -> Result<Embeddings> {
     for ids in texts {
@@ -44,7 +46,7 @@ pub fn embeddings(
         let same = rest.iter().take_while(|&&at| texts[at].len() == tokens).count();
         let (batch, after) = rest.split_at(same.min((BATCH_TOKENS / tokens).max(1)));
         for (&at, row) in batch.iter().zip(pooled_batch(model, texts, batch, pooling)?) {
-            rows[at] = finished(row, at, normalized)?;
+            rows[at] = finished(through(row, dense)?, at, normalized)?;
         }
         rest = after;
     }
@@ -99,6 +101,17 @@ fn pooled(states: &[f32], width: usize, pooling: Pooling) -> Vec<f64> {
         }
     }
     result
+}
+
+/// What the linear steps make of a pooled state.
+fn through(row: Vec<f64>, dense: &[Dense]) -> Result<Vec<f64>> {
+    dense.iter().try_fold(row, |row, step| {
+        if step.inputs != row.len() {
+            let (module, wanted, width) = (step.place.clone(), step.inputs, row.len());
+            return Err(Error::ModuleWidth { module, wanted, width });
+        }
+        Ok(step.apply(&row))
+    })
 }
 
 fn finished(mut row: Vec<f64>, text: usize, normalized: bool) -> Result<Vec<f32>> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use luthier_checkpoint::safetensors::SafetensorsWriter;
-use luthier_checkpoint::sentence::{Pooling, SentenceModules};
+use luthier_checkpoint::sentence::{Dense, Pooling, SentenceModules};
 use luthier_checkpoint::{Dtype, Output, TensorInfo, TensorSink};
 use luthier_kernels::blocks::BlockType;
 use luthier_measure::metrics::embeddings::{Embeddings, embeddings};
@@ -26,7 +26,8 @@ const POOLINGS: [&str; 5] = ["mean", "cls", "max", "last", "mean-sqrt"];
 /// Each text is read whole, with the tokens that the tokenizer puts around it, and the states of its tokens are pooled into
 /// one: the final states of an encoder (that of an encoder-decoder too) or of a decoder-only model. Where sentence-transformers'
 /// files stand beside the model (modules.json, 1_Pooling/config.json, sentence_bert_config.json) they say how, and options
-/// override them; without them it is the mean over all tokens, not normalized. Longer texts lose their end, but not the
+/// override them; without them it is the mean over all tokens, not normalized. Linear steps behind the pooling (2_Dense) are
+/// taken. Longer texts lose their end, but not the
 /// tokens around it. An empty line is an empty text: it has the tokens around a text alone, and is refused where there are
 /// none.
 #[derive(Debug, clap::Args, Deserialize)]
@@ -59,6 +60,7 @@ pub(super) struct Embed {
 /// How texts are embedded.
 struct Way {
     pooling: Pooling,
+    dense: Vec<Dense>,
     normalizes: bool,
     max_tokens: Option<usize>,
     lowercases: bool,
@@ -114,7 +116,7 @@ impl Act for Embed {
                 texts.len()
             ));
         }
-        let result = embeddings(loaded.model.as_ref(), &texts, way.pooling, way.normalizes)?;
+        let result = embeddings(loaded.model.as_ref(), &texts, way.pooling, &way.dense, way.normalizes)?;
         let seconds = start.elapsed().as_secs_f64();
         write(&self.out, &loaded, texts.len(), &result)?;
         let tokens: usize = texts.iter().map(Vec::len).sum();
@@ -154,7 +156,8 @@ impl Embed {
             pooling: asked.or(said).unwrap_or(Pooling::Mean),
             normalizes: normalizes && !self.no_normalize,
             max_tokens: [length, context].into_iter().flatten().min(),
-            lowercases: modules.is_some_and(|modules| modules.lowercases),
+            lowercases: modules.as_ref().is_some_and(|modules| modules.lowercases),
+            dense: modules.map(|modules| modules.dense).unwrap_or_default(),
         })
     }
 }

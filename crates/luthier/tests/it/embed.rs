@@ -70,6 +70,30 @@ fn texts_become_vectors_as_the_model_says_or_as_asked() {
     assert_eq!(there["pooling"].as_str(), Some("cls"));
 }
 
+/// `slice --dims` writes a linear step behind the pooling; it travels with the model, into a GGUF file too.
+#[test]
+fn a_linear_step_behind_the_pooling_is_taken() {
+    let at = tempdir().unwrap();
+    std::fs::write(at.path().join("texts"), "One text.\nAnother one.\n").unwrap();
+    let embed = |model: &str| {
+        let said = json(at.path(), &["embed", model, "--text", "texts", "--out", "out"]);
+        (said["width"].as_u64().unwrap() as usize, embeddings(&at.path().join("out")))
+    };
+    let (width, whole) = embed("builtin");
+    let first: Vec<f32> = whole.chunks(width).flat_map(|row| row[..10].to_vec()).collect();
+    json(at.path(), &["slice", "builtin", "sliced", "--dims", "10"]);
+    json(at.path(), &["convert", "sliced", "there.gguf"]);
+    json(at.path(), &["convert", "there.gguf", "back"]);
+    for model in ["sliced", "there.gguf", "back"] {
+        assert_eq!(embed(model), (10, first.clone()), "{model}");
+    }
+    let config = at.path().join("back/2_Dense/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("Identity", "Softmax")).unwrap();
+    let error = refusal(at.path(), &["embed", "back", "--text", "texts", "--out", "bad"]);
+    assert!(error.contains("2_Dense/config.json") && error.contains("wanted Identity or Tanh"), "{error}");
+}
+
 #[test]
 fn decoders_embed_too_and_mistakes_are_named() {
     let at = tempdir().unwrap();

@@ -181,7 +181,9 @@ fn described(
         luthier_checkpoint::gguf::side_file_metadata(&model.side_files, fit::vocab_size(&layout))?;
     metadata.extend(side_files);
     // Modules that are not known travel along all the same; whoever embeds with them hears of it.
+    // llama.cpp knows no linear steps: where there are some, the pooling alone would give it other embeddings than ours.
     let modules = SentenceModules::read(&model.side_files).ok().flatten();
+    let modules = modules.filter(|modules| modules.dense.is_empty());
     if let Some(kind) = modules.and_then(|modules| modules.pooling.gguf_type()) {
         let architecture = metadata.first().and_then(|(_, value)| value.as_str()).unwrap_or_default();
         metadata.push((format!("{architecture}.pooling_type"), GgufValue::U32(kind)));
