@@ -19,7 +19,7 @@ use crate::session::{Report, Session};
 use crate::tokens::TokenIds;
 
 /// Continues a prompt, taken literally: no template, no escapes, no trimming; special tokens are recognised, and a
-/// start token is added only where the tokenizer says so. Greedy unless a temperature is given. An encoder-decoder
+/// start token is added only where the tokenizer says so; an empty prompt is that token alone. Greedy unless a temperature is given. An encoder-decoder
 /// reads the prompt in its encoder.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +106,12 @@ impl Act for Generate {
             (None, Some(ids), _) => ids.0.clone(),
             _ => bail!("generate takes one of --prompt TEXT and --tokens IDS"),
         };
+        // What begins a text is a right prompt, but small models have seen few texts begin: the built-in one repeats a letter.
+        if self.prompt.as_deref() == Some("") && !loaded.model.is_encoder_decoder() {
+            session.note(
+                "the prompt is empty: the model goes on from its start token alone; a few words say more",
+            );
+        }
         let options = self.options(loaded.end_ids(tokenizer.as_ref()));
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
         let model = loaded.model.as_ref();

@@ -85,6 +85,17 @@ fn greedy_generation_is_what_bench_decodes() {
 }
 
 #[test]
+fn an_empty_prompt_is_the_start_token_alone() {
+    let at = tempdir().unwrap();
+    let arguments = ["generate", "builtin", "--prompt", "", "--max-new-tokens", "2", "--json"];
+    let output = crate::luthier(at.path(), &arguments);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["prompt_token_ids"], serde_json::json!([2]));
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert!(notes.contains("the prompt is empty"), "{notes}");
+}
+
+#[test]
 fn an_adapted_model_starts_from_its_decoder_start_token() {
     let at = tempdir().unwrap();
     let adapted = json(at.path(), &["adapt", "builtin", "adapted"]);

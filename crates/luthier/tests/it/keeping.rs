@@ -52,6 +52,7 @@ fn every_output_is_made_again_from_its_record() {
         &["grow", "trained", "grown", "--op", "random", "--depth", "2", "--seed", "5"],
         &["inherit", "trained", "inherited", "--layers", "3", "--ffn", "96"],
         &["slice", "trained", "sliced.gguf", "--ffn", "96"],
+        &["slice", "trained", "skipped", "--ffn", "[96] * 2 + [64]", "--skip", "1", "--dims", "32"],
         &["upcycle", "dense", "sparse", "--experts", "4", "--top-k", "2", "--shuffle", "--noise", "0.01"],
         &["trim-vocab", "f16", "words", "--corpus", "corpus.txt", "--also", "en:further.txt:9"],
         &[
@@ -82,6 +83,7 @@ fn every_output_is_made_again_from_its_record() {
         "grown",
         "inherited",
         "sliced.gguf",
+        "skipped",
         "sparse",
         "words",
         "words.gguf",
