@@ -1,5 +1,9 @@
 //! The few vector operations that packed products and cached attention need, for each kind of processor: 16 lanes.
 
+use std::convert::identity;
+
+use half::slice::HalfFloatSliceExt;
+
 /// Rows of a matrix that are multiplied side by side.
 pub(crate) const ROWS: usize = 16;
 
@@ -138,6 +142,8 @@ pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
     fn from_f32(value: f32) -> Self;
     /// As f32.
     fn to_f32(self) -> f32;
+    /// All of `source` as f32.
+    fn widen(source: &[Self], target: &mut [f32]);
     /// 16 of them.
     ///
     /// # Safety
@@ -148,7 +154,7 @@ pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
 }
 
 macro_rules! element {
-    ($type:ty, $from:expr, $to:expr, $load:ident) => {
+    ($type:ty, $from:expr, $to:expr, $widen:expr, $load:ident) => {
         impl Element for $type {
             #[inline(always)]
             fn from_f32(value: f32) -> $type {
@@ -157,6 +163,9 @@ macro_rules! element {
             #[inline(always)]
             fn to_f32(self) -> f32 {
                 $to(self)
+            }
+            fn widen(source: &[$type], target: &mut [f32]) {
+                $widen(source, target)
             }
             #[inline(always)]
             #[allow(private_bounds, private_interfaces)]
@@ -167,9 +176,25 @@ macro_rules! element {
         }
     };
 }
-element!(f32, std::convert::identity, std::convert::identity, load_floats);
-element!(half::f16, half::f16::from_f32, half::f16::to_f32, load_f16);
-element!(half::bf16, half::bf16::from_f32, half::bf16::to_f32, load_bf16);
+element!(f32, identity, identity, copy, load_floats);
+element!(
+    half::f16,
+    half::f16::from_f32,
+    half::f16::to_f32,
+    HalfFloatSliceExt::convert_to_f32_slice,
+    load_f16
+);
+element!(
+    half::bf16,
+    half::bf16::from_f32,
+    half::bf16::to_f32,
+    HalfFloatSliceExt::convert_to_f32_slice,
+    load_bf16
+);
+
+fn copy(source: &[f32], target: &mut [f32]) {
+    target.copy_from_slice(source);
+}
 
 /// Defines a function that runs `body::<Isa, E>` compiled for the processor.
 macro_rules! on_processor {

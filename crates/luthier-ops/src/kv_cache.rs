@@ -140,12 +140,18 @@ impl KvCache {
         on_buffers!(&self.store, buffers => attend_cached(rule, q, heads, buffers.cached(), out), _ => {});
     }
 
+    /// Keys and values as [b, k, s, d] in f32, where they lie in buffers on CPU.
+    pub(crate) fn widened(&self) -> Option<(Vec<f32>, Vec<f32>)> {
+        on_buffers!(&self.store, buffers => Some(buffers.cached().widened()), _ => None)
+    }
+
     /// Keys and values as [b, s, k, d] on `device`.
     pub(crate) fn tensors(&self, device: &Device) -> Result<Option<(Tensor, Tensor)>> {
         on_buffers!(&self.store, buffers => {
             let (b, s, k, d) = buffers.dims();
-            let (keys, values) = buffers.widened();
-            let tensor = |values| Tensor::from_vec(values, (b, s, k, d), device);
+            let (keys, values) = buffers.cached().widened();
+            let tensor =
+                |values| Tensor::from_vec(values, (b, k, s, d), device)?.transpose(1, 2)?.contiguous();
             Ok(Some((tensor(keys)?, tensor(values)?)))
         }, other => match other {
             Store::Elsewhere(keys, values) => Ok(Some((keys.clone(), values.clone()))),
@@ -232,21 +238,5 @@ impl<E: Element> Buffers<E> {
             }
         }
         self.len += tokens;
-    }
-
-    /// Keys and values as [b, s, k, d].
-    fn widened(&self) -> (Vec<f32>, Vec<f32>) {
-        let (b, s, k, d) = self.dims();
-        let (mut keys, mut values) = (Vec::with_capacity(b * s * k * d), Vec::with_capacity(b * s * k * d));
-        for row in 0..b {
-            for token in 0..s {
-                for head in row * k..(row + 1) * k {
-                    let (key, value) = (self.key_at(head, token), self.value_at(head, token));
-                    keys.extend((0..d).map(|channel| self.keys[key + channel * KEY_BLOCK].to_f32()));
-                    values.extend(self.values[value..value + d].iter().map(|number| number.to_f32()));
-                }
-            }
-        }
-        (keys, values)
     }
 }

@@ -10,10 +10,10 @@ use luthier_checkpoint::safetensors::SafetensorsWriter;
 use luthier_checkpoint::{Dtype, TensorInfo, TensorSink};
 use serde_json::{Value, json};
 
-use super::{median, number, say, write_run};
+use super::{median, number, option, say, write_run};
 use crate::python_env::succeed;
 
-pub(super) const HELP: &str = "bench surgery [merge|quantize] [--rounds 5] [--threads 2]
+pub(super) const HELP: &str = "bench surgery [merge|quantize [--types Q8_0,Q4_0]] [--rounds 5] [--threads 2]
   Random Llamas of 978 million parameters, bf16 (a base and two fine-tunes of 2.0 GB each in target/bench). llama.cpp is
   built where it is missing, or its programs are in the folder that LUTHIER_LLAMA_CPP names. Needs 16 GB of disk.";
 
@@ -25,8 +25,8 @@ const VOCAB: usize = 32_000;
 /// So that every checkpoint has several shards.
 const SHARD_BYTES: usize = 600_000_000;
 
-/// What `quantize` is measured on.
-const TYPES: [&str; 5] = ["Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K"];
+/// What `quantize` is measured on, unless asked otherwise.
+const TYPES: &str = "Q8_0,Q4_0,Q4_K_M,Q5_K_M,Q6_K";
 
 /// Runs what is named, or both.
 pub(super) fn run(arguments: &[String]) -> Result<()> {
@@ -46,7 +46,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
         bench.merge()?;
     }
     if named != Some("merge") {
-        bench.quantize()?;
+        bench.quantize(&option(arguments, "--types").unwrap_or_else(|| TYPES.to_string()))?;
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ impl Bench {
         Ok(())
     }
 
-    fn quantize(&self) -> Result<()> {
+    fn quantize(&self, types: &str) -> Result<()> {
         let source = self.folder.join("surgery-f16.gguf");
         if !source.exists() {
             let mut convert = Command::new(&self.program);
@@ -115,7 +115,7 @@ impl Bench {
         }
         let peer = crate::llama_cpp::build()?.programs().join("llama-quantize");
         let bytes = std::fs::metadata(&source)?.len();
-        for kind in TYPES {
+        for kind in types.split(',') {
             let (mut ours, mut theirs) = (Vec::new(), Vec::new());
             for round in 1..=self.rounds {
                 let target = self.clean("theirs.gguf")?;

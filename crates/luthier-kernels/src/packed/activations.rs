@@ -4,18 +4,22 @@ use super::codes::BLOCK;
 use crate::pool::{self, Shared};
 use crate::simd::dispatch;
 
-/// Rounded rows. Row `t` of n blocks: value = scale * (256 * high + low).
+/// Rows that are multiplied with a block's codes at a time.
+pub(super) const TILE: usize = 8;
+
+/// Rounded rows, value = scale * (256 * high + low), in tiles of rows that are multiplied together: of a tile of T rows block
+/// after block, in each row after row, so that one address and fixed distances from it reach all of a block.
 #[derive(Default)]
 pub(super) struct Activations {
     /// Blocks of a row, up to whole units of the weights.
     pub(super) blocks: usize,
-    /// [rows, blocks, 32]; signed.
-    pub(super) low: Vec<i8>,
-    /// The same, or nothing.
-    pub(super) high: Vec<i8>,
-    /// [rows, blocks].
+    /// Whether there are high bytes.
+    pub(super) is_wide: bool,
+    /// [blocks, T, 32] low bytes, or 32 low and then 32 high ones, of each tile; signed.
+    pub(super) bytes: Vec<i8>,
+    /// [blocks, T] of each tile.
     pub(super) scales: Vec<f32>,
-    /// Minus the offset of the codes times the sum of each part of a block: [rows, blocks, parts].
+    /// Minus the offset of the codes times the sum of each part of a block: [blocks, T, parts] of each tile.
     pub(super) seeds: Vec<i32>,
     /// The sum of each part times the scale.
     pub(super) sums: Vec<f32>,
@@ -36,56 +40,74 @@ pub(super) struct Wanted {
 /// Values that a task rounds.
 const TASK_VALUES: usize = 1 << 14;
 
+/// Rows of the tile that begins at row `start` of `rows`.
+pub(super) fn tile_rows(start: usize, rows: usize) -> usize {
+    match rows - start {
+        TILE.. => TILE,
+        4..TILE => 4,
+        2..4 => 2,
+        _ => 1,
+    }
+}
+
+/// Bytes of a row in a block.
+pub(super) const fn block_bytes(is_wide: bool) -> usize {
+    if is_wide { 2 * BLOCK } else { BLOCK }
+}
+
 impl Activations {
     /// Rounds `rows` rows of `wanted.cols` values; memory is used again.
     pub(super) fn round(&mut self, x: &[f32], rows: usize, wanted: Wanted) {
         let Wanted { cols, blocks, parts, is_wide, .. } = wanted;
         let n_blocks = rows * blocks;
-        self.blocks = blocks;
-        self.low.resize(n_blocks * BLOCK, 0);
-        self.high.resize(if is_wide { n_blocks * BLOCK } else { 0 }, 0);
+        (self.blocks, self.is_wide) = (blocks, is_wide);
+        self.bytes.resize(n_blocks * block_bytes(is_wide), 0);
         self.scales.resize(n_blocks, 0.0);
         self.seeds.resize(n_blocks * parts, 0);
         self.sums.resize(n_blocks * parts, 0.0);
-        let high_len = if is_wide { BLOCK } else { 0 };
-        let (low, high) = (Shared::new(&mut self.low), Shared::new(&mut self.high));
-        let (scales, seeds, sums) =
-            (Shared::new(&mut self.scales), Shared::new(&mut self.seeds), Shared::new(&mut self.sums));
-        let rows_a_task = (TASK_VALUES / cols.max(1)).max(1);
+        let target = Target {
+            bytes: Shared::new(&mut self.bytes),
+            scales: Shared::new(&mut self.scales),
+            seeds: Shared::new(&mut self.seeds),
+            sums: Shared::new(&mut self.sums),
+        };
+        let rows_a_task = (TASK_VALUES / cols.max(1)).max(1).next_multiple_of(TILE);
         pool::run(rows.div_ceil(rows_a_task), &|task| {
-            for row in task * rows_a_task..rows.min((task + 1) * rows_a_task) {
-                let at = row * blocks;
-                // SAFETY: tasks have different rows.
-                let target = unsafe {
-                    Target {
-                        low: low.slice(at * BLOCK, blocks * BLOCK),
-                        high: high.slice(at * high_len, blocks * high_len),
-                        scales: scales.slice(at, blocks),
-                        seeds: seeds.slice(at * parts, blocks * parts),
-                        sums: sums.slice(at * parts, blocks * parts),
-                    }
-                };
-                round_row(&x[row * cols..][..cols], wanted, target);
+            let (mut tile, end) = (task * rows_a_task, rows.min((task + 1) * rows_a_task));
+            while tile < end {
+                let count = tile_rows(tile, rows);
+                for row in 0..count {
+                    let place = Place { first: tile * blocks + row, step: count };
+                    round_row(&x[(tile + row) * cols..][..cols], wanted, &target, place);
+                }
+                tile += count;
             }
         });
     }
 }
 
 struct Target<'t> {
-    low: &'t mut [i8],
-    high: &'t mut [i8],
-    scales: &'t mut [f32],
-    seeds: &'t mut [i32],
-    sums: &'t mut [f32],
+    bytes: Shared<'t, i8>,
+    scales: Shared<'t, f32>,
+    seeds: Shared<'t, i32>,
+    sums: Shared<'t, f32>,
+}
+
+/// Where a row's blocks go: the number of the first, and how many further each next one is.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    step: usize,
 }
 
 dispatch! {
-    fn round_row(x: &[f32], wanted: Wanted, target: Target) = round_row_body
+    fn round_row(x: &[f32], wanted: Wanted, target: &Target, place: Place) = round_row_body
 }
 
 #[inline(always)]
-fn round_row_body<const FMA: bool>(x: &[f32], wanted: Wanted, target: Target) {
+fn round_row_body<const FMA: bool>(x: &[f32], wanted: Wanted, target: &Target, place: Place) {
     let parts = wanted.parts;
+    let bytes_a_block = block_bytes(wanted.is_wide);
     let mut last: [f32; BLOCK];
     for block in 0..wanted.blocks {
         let values: &[f32; BLOCK] = match x.get(block * BLOCK..) {
@@ -105,27 +127,32 @@ fn round_row_body<const FMA: bool>(x: &[f32], wanted: Wanted, target: Target) {
         for at in 0..BLOCK {
             whole[at] = to_whole(values[at] * inverse);
         }
-        let low: &mut [i8; BLOCK] =
-            target.low[block * BLOCK..].first_chunk_mut().expect("blocks of the target");
-        if wanted.is_wide {
-            let high: &mut [i8; BLOCK] =
-                target.high[block * BLOCK..].first_chunk_mut().expect("blocks of the target");
+        let at = place.first + block * place.step;
+        // SAFETY: every row has blocks of its own, and tasks have different rows.
+        let (bytes, scales, seeds, sums) = unsafe {
+            (
+                target.bytes.slice(at * bytes_a_block, bytes_a_block),
+                target.scales.slice(at, 1),
+                target.seeds.slice(at * parts, parts),
+                target.sums.slice(at * parts, parts),
+            )
+        };
+        let (low, high) = bytes.split_at_mut(BLOCK);
+        for at in 0..BLOCK {
+            low[at] = whole[at] as i8;
+        }
+        if let Some(high) = high.first_chunk_mut::<BLOCK>() {
             for at in 0..BLOCK {
-                low[at] = whole[at] as i8;
-                high[at] = ((whole[at] - i32::from(low[at])) >> 8) as i8;
-            }
-        } else {
-            for at in 0..BLOCK {
-                low[at] = whole[at] as i8;
+                high[at] = ((whole[at] - i32::from(whole[at] as i8)) >> 8) as i8;
             }
         }
         let scale = largest / reach;
-        target.scales[block] = scale;
+        scales[0] = scale;
         let len = BLOCK / parts;
         for part in 0..parts {
             let sum: i32 = whole[part * len..][..len].iter().sum();
-            target.seeds[block * parts + part] = -wanted.offset * sum;
-            target.sums[block * parts + part] = sum as f32 * scale;
+            seeds[part] = -wanted.offset * sum;
+            sums[part] = sum as f32 * scale;
         }
     }
 }

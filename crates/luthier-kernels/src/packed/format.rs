@@ -263,58 +263,33 @@ fn put_codes<F: Format>(planes: &mut [u8], row: usize, codes: &[u8]) {
     }
 }
 
-/// The codes of a block, a register a step.
+/// The codes of one step of a block.
 ///
 /// # Safety
 /// As [`Isa`]; `planes` are those of one block.
 #[inline(always)]
-pub(super) unsafe fn codes<I: Isa, F: Format>(planes: *const u8) -> [I::Ints; STEPS] {
+pub(super) unsafe fn codes<I: Isa, F: Format>(planes: *const u8, step: usize) -> I::Ints {
     // SAFETY: the caller's promise.
     unsafe {
         let plane = |at: usize| I::load(planes.add(at * PLANE));
-        let mut codes = [I::whole(0); STEPS];
+        let (pair, four) = (step % 2, step as u32 % 4);
         match F::BITS {
-            8 => {
-                for step in 0..STEPS {
-                    codes[step] = plane(step);
-                }
+            8 => plane(step),
+            4 => I::bits(plane(step / 2), 4 * pair as u32, 15),
+            5 => {
+                let low = I::bits(plane(step / 2), 4 * pair as u32, 15);
+                I::beside(low, plane(4), step as u32, 4, 0x10)
             }
-            4..=6 => {
-                for pair in 0..STEPS / 2 {
-                    let both = plane(pair);
-                    codes[2 * pair] = I::bits(both, 0, 15);
-                    codes[2 * pair + 1] = I::bits(both, 4, 15);
-                }
-            }
-            _ => {
-                for pair in 0..2 {
-                    let four = plane(pair);
-                    for c in 0..4 {
-                        codes[4 * pair + c] = I::bits(four, 2 * c as u32, 3);
-                    }
-                }
-            }
-        }
-        match F::BITS {
             6 => {
-                for pair in 0..2 {
-                    let four = plane(4 + pair);
-                    for c in 0..4 {
-                        let at = 4 * pair + c;
-                        codes[at] = I::beside(codes[at], four, 2 * c as u32, 4, 0x30);
-                    }
-                }
+                let low = I::bits(plane(step / 2), 4 * pair as u32, 15);
+                I::beside(low, plane(4 + step / 4), 2 * four, 4, 0x30)
             }
-            5 | 3 => {
-                let ones = plane(F::BITS - 1);
-                for step in 0..STEPS {
-                    let bit = F::BITS as u32 - 1;
-                    codes[step] = I::beside(codes[step], ones, step as u32, bit, 1 << bit);
-                }
+            3 => {
+                let low = I::bits(plane(step / 4), 2 * four, 3);
+                I::beside(low, plane(2), step as u32, 2, 4)
             }
-            _ => {}
+            _ => I::bits(plane(step / 4), 2 * four, 3),
         }
-        codes
     }
 }
 

@@ -14,7 +14,7 @@ mod tests;
 use std::cell::RefCell;
 
 use crate::isa::ROWS;
-use activations::{Activations, Wanted};
+use activations::{Activations, TILE, Wanted};
 use codes::BLOCK;
 use format::{Format, group_bytes, pack_group, units, with_format};
 
@@ -187,7 +187,7 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
     let all: usize = targets.iter().map(|(matrix, _)| n_groups(matrix)).sum();
     let cols = inputs.blocks * BLOCK;
     // Inputs that fit into a cache are multiplied with all weights before the next ones are.
-    let tokens = (CACHED_VALUES / cols.max(1) / product::TILE).max(1) * product::TILE;
+    let tokens = (CACHED_VALUES / cols.max(1) / TILE).max(1) * TILE;
     // Parts as large as are worth a task's start, and enough of them that no thread waits long for another.
     let work = ROWS * cols * m;
     let groups_a_task = all.div_ceil(pool::threads() * 8).max((1 << 16) / work.max(1)).max(1);
@@ -203,7 +203,7 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
                     with_format!(matrix.block_type, F => {
                         let bytes = group_bytes::<F>(matrix.cols);
                         let groups = &matrix.bytes[(from - before) * bytes..(to - before) * bytes];
-                        let part = product::Part { inputs, first, last, first_row: (from - before) * ROWS };
+                        let part = product::Part { inputs, rows: m, first, last, first_row: (from - before) * ROWS };
                         product::groups::<F>(groups, part, matrix.rows, y);
                     });
                 }

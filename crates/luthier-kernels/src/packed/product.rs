@@ -1,19 +1,18 @@
 //! The product of a group of 16 rows with rounded inputs.
 
-use super::activations::Activations;
+use super::activations::{Activations, TILE, block_bytes, tile_rows};
 use super::codes::BLOCK;
 use super::format::{Format, STEPS, codes, group_bytes, scales, units};
 use crate::isa::{Isa, Plain, ROWS};
 use crate::pool::Shared;
 
-/// Rows of inputs that are multiplied with a block's codes while these stand in registers.
-pub(super) const TILE: usize = 8;
-
 /// Which part of a product is computed.
 #[derive(Clone, Copy)]
 pub(super) struct Part<'i> {
     pub(super) inputs: &'i Activations,
-    /// Rows of inputs.
+    /// All rows of inputs.
+    pub(super) rows: usize,
+    /// Those that are multiplied here, from a tile's first on.
     pub(super) first: usize,
     pub(super) last: usize,
     /// The first row of the matrix.
@@ -62,10 +61,10 @@ unsafe fn groups_on<I: Isa, F: Format>(bytes: &[u8], part: Part, rows: usize, y:
         while token < part.last {
             // SAFETY: the caller's promise; the inputs hold the tokens up to the last.
             unsafe {
-                token += match part.last - token {
-                    TILE.. => tile::<I, F, TILE>(bytes, part.inputs, token, row, rows, y),
-                    4..TILE => tile::<I, F, 4>(bytes, part.inputs, token, row, rows, y),
-                    2..4 => tile::<I, F, 2>(bytes, part.inputs, token, row, rows, y),
+                token += match tile_rows(token, part.rows) {
+                    TILE => tile::<I, F, TILE>(bytes, part.inputs, token, row, rows, y),
+                    4 => tile::<I, F, 4>(bytes, part.inputs, token, row, rows, y),
+                    2 => tile::<I, F, 2>(bytes, part.inputs, token, row, rows, y),
                     _ => tile::<I, F, 1>(bytes, part.inputs, token, row, rows, y),
                 };
             }
@@ -86,9 +85,9 @@ unsafe fn tile<I: Isa, F: Format, const T: usize>(
 ) -> usize {
     // SAFETY: the caller's promise.
     let sums = unsafe {
-        match inputs.high.is_empty() {
-            true => sums::<I, F, T, false>(group, inputs, token),
-            false => sums::<I, F, T, true>(group, inputs, token),
+        match inputs.is_wide {
+            false => sums::<I, F, T, false>(group, inputs, token),
+            true => sums::<I, F, T, true>(group, inputs, token),
         }
     };
     for (at, sums) in sums.into_iter().enumerate() {
@@ -116,11 +115,11 @@ unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
 ) -> [I::Floats; T] {
     let n = inputs.blocks;
     debug_assert!(group.len() == n / F::UNIT * F::UNIT_BYTES && (token + T) * n <= inputs.scales.len());
+    let bytes = block_bytes(PRECISE);
     let at = token * n;
-    // SAFETY: the inputs hold these rows; units are whole.
+    // SAFETY: the inputs hold this tile; units are whole.
     unsafe {
-        let (low, high) = (inputs.low.as_ptr().add(at * BLOCK), inputs.high.as_ptr());
-        let high = if PRECISE { high.add(at * BLOCK) } else { high };
+        let inputs_bytes = inputs.bytes.as_ptr().add(at * bytes);
         let input_scales = inputs.scales.as_ptr().add(at);
         let seeds = inputs.seeds.as_ptr().add(at * F::PARTS);
         let input_sums = inputs.sums.as_ptr().add(at * F::PARTS);
@@ -128,32 +127,36 @@ unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
         for unit_at in 0..n / F::UNIT {
             let unit = group.as_ptr().add(unit_at * F::UNIT_BYTES);
             for inner in 0..F::UNIT {
-                let block = unit_at * F::UNIT + inner;
-                let codes = codes::<I, F>(unit.add(inner * F::CODE_BYTES));
+                let block = (unit_at * F::UNIT + inner) * T;
+                let planes = unit.add(inner * F::CODE_BYTES);
+                let x = inputs_bytes.add(block * bytes);
                 for part in 0..F::PARTS {
-                    let weight_scales = scales::<I, F>(unit.add(F::SCALES_AT), inner, part, false);
                     let len = STEPS / F::PARTS;
+                    let mut low = [I::whole(0); T];
+                    let mut high = [I::whole(0); T];
                     for t in 0..T {
-                        let block = t * n + block;
-                        let mut sum = I::whole(*seeds.add(block * F::PARTS + part));
-                        let mut above = I::whole(0);
-                        for step in part * len..(part + 1) * len {
-                            let x = block * BLOCK + step * 4;
+                        low[t] = I::whole(*seeds.add((block + t) * F::PARTS + part));
+                    }
+                    for step in part * len..(part + 1) * len {
+                        let codes = codes::<I, F>(planes, step);
+                        for t in 0..T {
+                            let x = x.add(t * bytes + step * 4);
+                            low[t] = dot::<I, F>(low[t], codes, x);
                             if PRECISE {
-                                above = dot::<I, F>(above, codes[step], high.add(x));
+                                high[t] = dot::<I, F>(high[t], codes, x.add(BLOCK));
                             }
-                            sum = dot::<I, F>(sum, codes[step], low.add(x));
                         }
-                        if PRECISE {
-                            sum = I::join(above, sum);
-                        }
-                        let scale = I::mul(weight_scales, I::float(*input_scales.add(block)));
+                    }
+                    let weight_scales = scales::<I, F>(unit.add(F::SCALES_AT), inner, part, false);
+                    for t in 0..T {
+                        let sum = if PRECISE { I::join(high[t], low[t]) } else { low[t] };
+                        let scale = I::mul(weight_scales, I::float(*input_scales.add(block + t)));
                         sums[t] = I::mul_add(I::to_floats(sum), scale, sums[t]);
                     }
                     if F::MINIMUM != 0 {
                         let minima = scales::<I, F>(unit.add(F::MINIMA_AT), inner, part, true);
                         for t in 0..T {
-                            let sum = *input_sums.add((t * n + block) * F::PARTS + part);
+                            let sum = *input_sums.add((block + t) * F::PARTS + part);
                             let sum = if F::MINIMUM < 0 { -sum } else { sum };
                             sums[t] = I::mul_add(minima, I::float(sum), sums[t]);
                         }
@@ -189,7 +192,7 @@ pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32])
             }
             // SAFETY: plain loops run everywhere; the unit is whole.
             unsafe {
-                let codes = codes::<Plain, F>(unit.as_ptr().add(inner * F::CODE_BYTES));
+                let planes = unit.as_ptr().add(inner * F::CODE_BYTES);
                 for part in 0..F::PARTS {
                     let scale = scales::<Plain, F>(unit.as_ptr().add(F::SCALES_AT), inner, part, false)[row];
                     let minimum = match F::MINIMUM {
@@ -200,9 +203,12 @@ pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32])
                         }
                     };
                     let len = BLOCK / F::PARTS;
-                    for at in part * len..(part + 1) * len {
-                        let code = i32::from(codes[at / 4][row].to_ne_bytes()[at % 4]) - F::OFFSET;
-                        target[start + at] = code as f32 * scale + minimum;
+                    for step in part * len / 4..(part + 1) * len / 4 {
+                        let codes = codes::<Plain, F>(planes, step)[row].to_ne_bytes();
+                        for (at, code) in codes.into_iter().enumerate() {
+                            let code = i32::from(code) - F::OFFSET;
+                            target[start + 4 * step + at] = code as f32 * scale + minimum;
+                        }
                     }
                 }
             }
