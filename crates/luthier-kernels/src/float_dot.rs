@@ -38,7 +38,7 @@ struct Target {
 }
 
 on_processor! {
-    fn rows(x: &[f32], k: usize, weights: &[u8], target: Target) = rows_on
+    fn rows<E: Element>(x: &[f32], k: usize, weights: &[u8], target: Target) = rows_on
 }
 
 /// # Safety

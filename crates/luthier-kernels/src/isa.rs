@@ -198,32 +198,32 @@ fn copy(source: &[f32], target: &mut [f32]) {
 
 /// Defines a function that runs `body::<Isa, E>` compiled for the processor.
 macro_rules! on_processor {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$kind:ident: $bound:path>($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
-        fn $name<E: $crate::isa::Element>($($arg: $ty),*) {
+        $vis fn $name<$kind: $bound>($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::isa::{Avx2, Vnni};
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-                unsafe fn v4<E: $crate::isa::Element>($($arg: $ty),*) {
+                unsafe fn v4<$kind: $bound>($($arg: $ty),*) {
                     // SAFETY: the caller's promise.
-                    unsafe { $body::<Vnni, E>($($arg),*) }
+                    unsafe { $body::<Vnni, $kind>($($arg),*) }
                 }
                 #[target_feature(enable = "avx2,fma,f16c")]
-                unsafe fn v3<E: $crate::isa::Element>($($arg: $ty),*) {
+                unsafe fn v3<$kind: $bound>($($arg: $ty),*) {
                     // SAFETY: the caller's promise.
-                    unsafe { $body::<Avx2, E>($($arg),*) }
+                    unsafe { $body::<Avx2, $kind>($($arg),*) }
                 }
                 match $crate::simd::level() {
                     // SAFETY: the processor has these features.
-                    $crate::simd::Level::V4 if $crate::simd::has_vnni() => return unsafe { v4::<E>($($arg),*) },
+                    $crate::simd::Level::V4 if $crate::simd::has_vnni() => return unsafe { v4::<$kind>($($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::V4 | $crate::simd::Level::V3 => return unsafe { v3::<E>($($arg),*) },
+                    $crate::simd::Level::V4 | $crate::simd::Level::V3 => return unsafe { v3::<$kind>($($arg),*) },
                     $crate::simd::Level::Baseline => {}
                 }
             }
             // SAFETY: plain loops run everywhere.
-            unsafe { $body::<$crate::isa::Plain, E>($($arg),*) }
+            unsafe { $body::<$crate::isa::Plain, $kind>($($arg),*) }
         }
     };
 }

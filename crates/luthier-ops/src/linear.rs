@@ -171,9 +171,11 @@ pub(crate) fn multiply_transposed(dy: &[f32], weight: &Weight, dx: &mut [f32]) -
             matmul_stored_transposed(dy, rows, n, matrix.block_type, &matrix.bytes, m, dx);
             Ok(())
         }
-        Values::Packed(matrix) => {
-            matrix.multiply_transposed(dy, rows, dx);
-            Ok(())
+        Values::Packed(_) => {
+            candle_core::bail!(
+                "{}: was packed to score and to generate, and gives no gradients",
+                weight.name()
+            )
         }
     }
 }

@@ -196,7 +196,7 @@ crate::simd::dispatch! {
 
 on_processor! {
     /// Scores of up to four heads [n, d] with blocks of keys; rows of `scores` are `stride` apart.
-    fn score_heads(q: &[f32], d: usize, keys: &[E], scores: &mut [f32], stride: usize) = score_heads_on
+    fn score_heads<E: Element>(q: &[f32], d: usize, keys: &[E], scores: &mut [f32], stride: usize) = score_heads_on
 }
 
 /// # Safety
@@ -254,7 +254,7 @@ unsafe fn score<I: Isa, E: Element, const N: usize>(
 
 on_processor! {
     /// Sums of the values [run, width], each times its weight, of up to four heads whose weights are `stride` apart.
-    fn weigh_heads(
+    fn weigh_heads<E: Element>(
         n_heads: usize,
         weights: &[f32],
         stride: usize,

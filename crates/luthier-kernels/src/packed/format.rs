@@ -14,7 +14,7 @@
 
 use super::codes::{BLOCK, Taken, take};
 use crate::blocks::BlockType;
-use crate::isa::{Isa, ROWS};
+use crate::isa::{Isa, ROWS, on_processor};
 
 /// Steps of four columns in a block.
 pub(super) const STEPS: usize = BLOCK / 4;
@@ -171,9 +171,15 @@ pub(super) fn group_bytes<F: Format>(cols: usize) -> usize {
     units::<F>(cols) * F::UNIT_BYTES
 }
 
-/// Packs up to 16 rows of a file into a group; rows and columns that are missing become zeros.
+on_processor! {
+    /// Packs up to 16 rows of a file into a group; rows and columns that are missing become zeros.
+    pub(super) fn pack_group<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) = pack_group_on
+}
+
+/// # Safety
+/// As [`Isa`], of which it only wants the compiler's vector code.
 #[inline(always)]
-pub(super) fn pack_group<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
+unsafe fn pack_group_on<I: Isa, F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
     let (block_len, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
     let row_bytes = cols / block_len * block_bytes;
     let mut taken = Taken::new();

@@ -20,7 +20,6 @@ use format::{Format, group_bytes, pack_group, units, with_format};
 
 use crate::blocks::BlockType;
 use crate::bytes::SharedBytes;
-use crate::matmul::{View, Write, matmul};
 use crate::pool::{self, Shared};
 
 /// Rows of inputs up to which they keep 16 bits also where many rows need not.
@@ -72,7 +71,7 @@ impl Packed {
             pool::run_chunks(target, group.max(1), &|at, target| {
                 let n_rows = ROWS.min(rows - at * ROWS);
                 let source = &source[at * ROWS * row_bytes..][..n_rows * row_bytes];
-                pack_group_fast::<F>(source, n_rows, cols, target);
+                pack_group::<F>(source, n_rows, cols, target);
             });
         });
         assert!(packed.is_some(), "{} is not packed", block_type.name());
@@ -112,22 +111,6 @@ impl Packed {
         multiply_all(x, m, &mut [(self, y)]);
     }
 
-    /// dx = dy W; dy: [m, rows], dx: [m, cols], overwritten. Widens the weights: for gradients, not for speed.
-    pub fn multiply_transposed(&self, dy: &[f32], m: usize, dx: &mut [f32]) {
-        let mut tile = vec![0f32; WIDENED.min(self.rows) * self.cols];
-        if self.rows == 0 {
-            dx.fill(0.0);
-        }
-        for start in (0..self.rows).step_by(WIDENED) {
-            let len = WIDENED.min(self.rows - start);
-            let tile = &mut tile[..len * self.cols];
-            self.widen_rows(start, tile);
-            let write = if start == 0 { Write::Overwrite } else { Write::Add };
-            let part = View { values: &dy[start..], row_stride: self.rows, col_stride: 1 };
-            matmul(m, len, self.cols, part, View::rows(tile, self.cols), dx, write);
-        }
-    }
-
     /// The rows from `first` on as floats, bit for bit as [`crate::blocks::dequantize`] gives them.
     ///
     /// # Panics
@@ -144,9 +127,6 @@ impl Packed {
         });
     }
 }
-
-/// Rows that are widened together for a transposed product.
-const WIDENED: usize = 64;
 
 /// Several products with the same inputs, read and rounded once.
 pub fn multiply_all(x: &[f32], m: usize, products: &mut [(&Packed, &mut [f32])]) {
@@ -211,26 +191,4 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
             }
         }
     });
-}
-
-fn pack_group_fast<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn v4<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
-            pack_group::<F>(rows, n_rows, cols, group);
-        }
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn v3<F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
-            pack_group::<F>(rows, n_rows, cols, group);
-        }
-        match crate::simd::level() {
-            // SAFETY: the processor has these features.
-            crate::simd::Level::V4 => return unsafe { v4::<F>(rows, n_rows, cols, group) },
-            // SAFETY: as above.
-            crate::simd::Level::V3 => return unsafe { v3::<F>(rows, n_rows, cols, group) },
-            crate::simd::Level::Baseline => {}
-        }
-    }
-    pack_group::<F>(rows, n_rows, cols, group);
 }

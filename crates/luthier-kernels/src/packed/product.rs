@@ -3,7 +3,7 @@
 use super::activations::{Activations, TILE, block_bytes, tile_rows};
 use super::codes::BLOCK;
 use super::format::{Format, STEPS, codes, group_bytes, scales, units};
-use crate::isa::{Isa, Plain, ROWS};
+use crate::isa::{Isa, Plain, ROWS, on_processor};
 use crate::pool::Shared;
 
 /// Which part of a product is computed.
@@ -19,35 +19,9 @@ pub(super) struct Part<'i> {
     pub(super) first_row: usize,
 }
 
-/// Multiplies whole groups; y: [m, rows].
-pub(super) fn groups<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use crate::isa::{Avx2, Vnni};
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-        unsafe fn vnni<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
-            // SAFETY: the caller's promise.
-            unsafe { groups_on::<Vnni, F>(bytes, part, rows, y) }
-        }
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
-            // SAFETY: the caller's promise.
-            unsafe { groups_on::<Avx2, F>(bytes, part, rows, y) }
-        }
-        match crate::simd::level() {
-            // SAFETY: the processor has these features.
-            crate::simd::Level::V4 if crate::simd::has_vnni() => {
-                return unsafe { vnni::<F>(bytes, part, rows, y) };
-            }
-            // SAFETY: as above.
-            crate::simd::Level::V4 | crate::simd::Level::V3 => {
-                return unsafe { avx2::<F>(bytes, part, rows, y) };
-            }
-            crate::simd::Level::Baseline => {}
-        }
-    }
-    // SAFETY: plain loops run everywhere.
-    unsafe { groups_on::<Plain, F>(bytes, part, rows, y) }
+on_processor! {
+    /// Multiplies whole groups; y: [m, rows].
+    pub(super) fn groups<F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) = groups_on
 }
 
 /// # Safety
