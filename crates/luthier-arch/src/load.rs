@@ -59,38 +59,36 @@ pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<
     let total: usize = layout.tensors.iter().filter_map(packed_bytes).sum();
     let mut pages = LargePages::zeroed(total)
         .map_err(|source| Error::Use(format!("{total} bytes for the weights: the system says {source}")))?;
-    let mut rest = pages.as_mut();
-    let mut plain = Vec::new();
+    let (mut start, mut places, mut plain) = (0, Vec::new(), Vec::new());
     for spec in &layout.tensors {
         let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);
         check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
-        let Some(len) = packed_bytes(spec) else {
-            plain.push((spec, block_type, bytes));
-            continue;
-        };
-        finite::check(&spec.name, block_type, &bytes)?;
-        let (target, after) = rest.split_at_mut(len);
-        rest = after;
-        Packed::pack(block_type, &bytes, spec.shape[0], spec.shape[1], target);
+        let place = packed_bytes(spec).map(|len| start..start + len);
+        match &place {
+            Some(place) => {
+                finite::check(&spec.name, block_type, &bytes)?;
+                let target = &mut pages.as_mut()[place.clone()];
+                Packed::pack(block_type, &bytes, spec.shape[0], spec.shape[1], target);
+                start = place.end;
+            }
+            None => plain.push((spec, block_type, bytes)),
+        }
+        places.push(place);
     }
     check_values(&plain)?;
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let mut plain = plain.into_iter();
     let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(pages);
-    let mut start = 0;
-    let mut weights = Vec::with_capacity(layout.tensors.len());
-    for spec in &layout.tensors {
-        let Some(len) = packed_bytes(spec) else {
-            weights.push(plain.next().map(|piece| weight(piece, &options)).transpose()?);
-            continue;
+    let weights = layout.tensors.iter().zip(places).map(|(spec, place)| {
+        let Some(place) = place else {
+            return weight(plain.next().expect("one for each that is not packed"), &options);
         };
-        let bytes = SharedBytes::new(Arc::clone(&owner), start..start + len);
-        start += len;
-        let packed =
-            |bytes| Packed::new(stored[spec.name.as_str()], (spec.shape[0], spec.shape[1]), bytes, precision);
-        weights.push(bytes.map(|bytes| Weight::packed(&spec.name, packed(bytes))));
-    }
-    let weights = weights.into_iter().flatten().collect();
+        let bytes = SharedBytes::new(Arc::clone(&owner), place).expect("a place inside the pages");
+        let shape = (spec.shape[0], spec.shape[1]);
+        let packed = Packed::new(stored[spec.name.as_str()], shape, bytes, precision);
+        Ok(Weight::packed(&spec.name, packed))
+    });
+    let weights = weights.collect::<Result<_>>()?;
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
 }
 
