@@ -8,7 +8,7 @@
 //! slide: a longer input is refused, and decoding ends (`length`) when the context is full.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use luthier_arch::model::{Cache, Encoded, Model, TokenBatch, check_predicts_next};
@@ -58,28 +58,13 @@ pub fn generate_drafted(
     mut drafter: WithDrafts,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    options.check()?;
-    if let Some(stop) = options.stop.first() {
-        return Err(Error::Option {
-            name: "stop",
-            expected: "none without a tokenizer",
-            got: format!("{stop:?}"),
-        });
-    }
+    options.check_without_text("none without a tokenizer")?;
     let started = Instant::now();
     let (mut context, encoded) = read_inputs(model, prompt_ids, decoder_ids)?;
     let prompt_tokens = if encoded.is_some() { prompt_ids.len() + context.len() } else { context.len() };
     let room = model.context_length().map_or(usize::MAX, |length| length - context.len());
     let budget_tokens = options.max_new_tokens.min(room);
-    let mut generation = Generation {
-        token_ids: Vec::new(),
-        finish_reason: FinishReason::Length,
-        prompt_tokens,
-        time_to_first_token: None,
-        decode_time: Duration::ZERO,
-        drafted_tokens: 0,
-        accepted_tokens: 0,
-    };
+    let mut generation = Generation::begun(prompt_tokens);
     if budget_tokens == 0 {
         return Ok(generation);
     }
@@ -97,11 +82,8 @@ pub fn generate_drafted(
                 None => (choose(logits, options, &mut random), false),
             };
             context.push(id);
-            generation.token_ids.push(id);
+            generation.push(id, started.elapsed());
             generation.accepted_tokens += usize::from(is_kept);
-            let elapsed = started.elapsed();
-            let first = *generation.time_to_first_token.get_or_insert(elapsed);
-            generation.decode_time = elapsed - first;
             let flow = on_token(id);
             if options.is_end(id) {
                 generation.finish_reason = FinishReason::EndToken;

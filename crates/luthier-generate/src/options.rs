@@ -71,6 +71,15 @@ impl GenerateOptions {
         Ok(())
     }
 
+    /// As `check`, and an error for stop strings, which need text.
+    pub(crate) fn check_without_text(&self, expected: &'static str) -> Result<()> {
+        self.check()?;
+        match self.stop.first() {
+            Some(stop) => Err(Error::Option { name: "stop", expected, got: format!("{stop:?}") }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether `id` ends the continuation.
     pub fn is_end(&self, id: u32) -> bool {
         !self.ignore_eos && self.eos_token_ids.contains(&id)
@@ -122,6 +131,26 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Nothing new yet, after so many tokens that are read.
+    pub(crate) fn begun(prompt_tokens: usize) -> Generation {
+        Generation {
+            token_ids: Vec::new(),
+            finish_reason: FinishReason::Length,
+            prompt_tokens,
+            time_to_first_token: None,
+            decode_time: Duration::ZERO,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+        }
+    }
+
+    /// Notes a new token, decided this long after the call.
+    pub(crate) fn push(&mut self, id: u32, elapsed: Duration) {
+        self.token_ids.push(id);
+        let first = *self.time_to_first_token.get_or_insert(elapsed);
+        self.decode_time = elapsed - first;
+    }
+
     /// Tokens read a second, up to the first new token.
     pub fn prefill_tokens_per_s(&self) -> Option<f64> {
         let seconds = self.time_to_first_token?.as_secs_f64();

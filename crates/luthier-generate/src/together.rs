@@ -1,6 +1,6 @@
 //! Several sequences decoded side by side: each weight is read once for all of them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use luthier_arch::model::{Encoded, Model, TokenBatch, check_predicts_next};
 
@@ -20,31 +20,13 @@ pub fn generate_together(
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
 ) -> Result<Vec<Generation>> {
-    options.check()?;
-    if let Some(stop) = options.stop.first() {
-        return Err(Error::Option {
-            name: "stop",
-            expected: "none for sequences decoded together",
-            got: format!("{stop:?}"),
-        });
-    }
+    options.check_without_text("none for sequences decoded together")?;
     let started = Instant::now();
     let (mut contexts, encoded) = read_inputs(model, prompts)?;
     let length = contexts.first().map_or(0, Vec::len);
     let prompt_tokens = if encoded.is_some() { prompts[0].len() + length } else { length };
     let budget = options.max_new_tokens.min(model.context_length().map_or(usize::MAX, |all| all - length));
-    let mut generations: Vec<Generation> = prompts
-        .iter()
-        .map(|_| Generation {
-            token_ids: Vec::new(),
-            finish_reason: FinishReason::Length,
-            prompt_tokens,
-            time_to_first_token: None,
-            decode_time: Duration::ZERO,
-            drafted_tokens: 0,
-            accepted_tokens: 0,
-        })
-        .collect();
+    let mut generations = vec![Generation::begun(prompt_tokens); prompts.len()];
     if budget == 0 {
         return Ok(generations);
     }
@@ -64,9 +46,7 @@ pub fn generate_together(
             if *ended {
                 continue;
             }
-            generation.token_ids.push(id);
-            let first = *generation.time_to_first_token.get_or_insert(elapsed);
-            generation.decode_time = elapsed - first;
+            generation.push(id, elapsed);
             if options.is_end(id) {
                 generation.finish_reason = FinishReason::EndToken;
                 *ended = true;
