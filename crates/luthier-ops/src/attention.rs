@@ -183,11 +183,11 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
-        let one = heads * head_dim;
         // One after the other, so that a token's output does not depend on how many are read with it.
-        for at in 0..if batch == 1 { queries } else { 1 } {
+        let one = out.len().checked_div(queries).unwrap_or(0);
+        for at in 0..queries {
             let rule = Rule { query_offset: spec.query_offset + at, ..spec.rule(None) };
-            let part = if batch == 1 { at * one..(at + 1) * one } else { 0..out.len() };
+            let part = at * one..(at + 1) * one;
             cache.attend(rule, &slices[0][part.clone()], heads, &mut out[part]);
         }
         Ok(())
