@@ -115,24 +115,7 @@ impl Act for Generate {
         let options = self.options(loaded.end_ids(tokenizer.as_ref()));
         let decoder_ids = self.decoder_tokens.as_ref().map(|ids| ids.0.as_slice());
         let model = loaded.model.as_ref();
-        let drafting = self.draft.as_deref().map(|draft| {
-            // Its words must be the model's.
-            let draft = places::load_packed(draft, Precision::Fast, true)?;
-            let own = draft.tokenizer_if_any()?;
-            if let (Some(tokenizer), Some(own)) = (&tokenizer, &own) {
-                let ids = 0..loaded.model.vocab_size() as u32;
-                if let Some(id) = ids.into_iter().find(|id| tokenizer.token(*id) != own.token(*id)) {
-                    let place = draft.checkpoint.place.display();
-                    let (wanted, came) = (tokenizer.token(id), own.token(id));
-                    bail!(
-                        "draft {place}: wanted the vocabulary of {}; token {id} is {wanted:?} there and {came:?} here",
-                        self.model
-                    );
-                }
-            }
-            Ok(draft)
-        });
-        let drafting = drafting.transpose()?;
+        let drafting = self.drafting(&loaded, tokenizer.as_ref())?;
         let mut drafter = self.drafter(drafting.as_ref(), model)?;
         let count = self.draft_tokens.map_or(DRAFT_TOKENS, |n| n.0);
         let with_drafts: WithDrafts = match &mut drafter {
@@ -197,6 +180,28 @@ impl Generate {
             ignore_eos: self.ignore_eos,
             eos_token_ids,
         }
+    }
+
+    /// The model that drafts, whose vocabulary must be the model's.
+    fn drafting(
+        &self,
+        loaded: &Loaded,
+        tokenizer: Option<&luthier_text::Tokenizer>,
+    ) -> anyhow::Result<Option<Loaded>> {
+        let Some(draft) = &self.draft else { return Ok(None) };
+        let draft = places::load_packed(draft, Precision::Fast, true)?;
+        if let (Some(tokenizer), Some(own)) = (tokenizer, draft.tokenizer_if_any()?) {
+            let mut ids = 0..loaded.model.vocab_size() as u32;
+            if let Some(id) = ids.find(|id| tokenizer.token(*id) != own.token(*id)) {
+                let place = draft.checkpoint.place.display();
+                let (wanted, came) = (tokenizer.token(id), own.token(id));
+                bail!(
+                    "draft {place}: wanted the vocabulary of {}; token {id} is {wanted:?} there and {came:?} here",
+                    self.model
+                );
+            }
+        }
+        Ok(Some(draft))
     }
 
     fn drafter<'l>(
