@@ -18,6 +18,8 @@ pub(crate) trait Isa: Copy {
     type Ints: Copy;
     /// 16 floats.
     type Floats: Copy;
+    /// Vectors of 16 lanes that the processor's registers hold.
+    const REGISTERS: usize;
 
     unsafe fn load(from: *const u8) -> Self::Ints;
     /// 16 bytes, each as a whole number without sign.
@@ -40,6 +42,16 @@ pub(crate) trait Isa: Copy {
     /// `high * 256 + low`.
     unsafe fn join(high: Self::Ints, low: Self::Ints) -> Self::Ints;
     unsafe fn to_floats(values: Self::Ints) -> Self::Floats;
+    /// The nearest whole number of each value of less than 2^21, halves to the even one; 0 for NaN.
+    unsafe fn round(values: Self::Floats) -> Self::Ints;
+    /// The low byte of each lane.
+    unsafe fn store_bytes(to: *mut i8, values: Self::Ints);
+    /// What is left of each lane without its signed low byte, over 256.
+    unsafe fn high(values: Self::Ints) -> Self::Ints;
+    unsafe fn add(a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    unsafe fn sum(values: Self::Ints) -> i32;
+    /// The largest magnitude of both; NaN or infinity where there is one.
+    unsafe fn largest(a: Self::Floats, b: Self::Floats) -> f32;
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once where the processor does that.
     unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
@@ -57,6 +69,7 @@ pub(crate) struct Plain;
 impl Isa for Plain {
     type Ints = [i32; ROWS];
     type Floats = [f32; ROWS];
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> [i32; ROWS] {
@@ -125,6 +138,34 @@ impl Isa for Plain {
         values.map(|value| value as f32)
     }
     #[inline(always)]
+    unsafe fn round(values: [f32; ROWS]) -> [i32; ROWS] {
+        // 1.5 * 2^23: what is added shifts the whole number to the end of the fraction.
+        const SHIFT: f32 = 12_582_912.0;
+        let whole = |value: f32| (value + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32;
+        values.map(|value| if value.is_nan() { 0 } else { whole(value) })
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, values: [i32; ROWS]) {
+        values.iter().enumerate().for_each(|(lane, value)| unsafe { to.add(lane).write(*value as i8) });
+    }
+    #[inline(always)]
+    unsafe fn high(values: [i32; ROWS]) -> [i32; ROWS] {
+        values.map(|value| (value - i32::from(value as i8)) >> 8)
+    }
+    #[inline(always)]
+    unsafe fn add(a: [i32; ROWS], b: [i32; ROWS]) -> [i32; ROWS] {
+        std::array::from_fn(|lane| a[lane] + b[lane])
+    }
+    #[inline(always)]
+    unsafe fn sum(values: [i32; ROWS]) -> i32 {
+        values.iter().sum()
+    }
+    #[inline(always)]
+    unsafe fn largest(a: [f32; ROWS], b: [f32; ROWS]) -> f32 {
+        // Magnitudes of floats are ordered as their bits are, those that are not finite last.
+        f32::from_bits(a.iter().chain(&b).fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff)))
+    }
+    #[inline(always)]
     unsafe fn mul(a: [f32; ROWS], b: [f32; ROWS]) -> [f32; ROWS] {
         std::array::from_fn(|lane| a[lane] * b[lane])
     }
@@ -138,12 +179,18 @@ impl Isa for Plain {
 
 /// A float in the form in which it is stored.
 pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
-    /// Rounds to it.
-    fn from_f32(value: f32) -> Self;
     /// As f32.
     fn to_f32(self) -> f32;
+    /// Rounds to it.
+    fn from_f32(value: f32) -> Self {
+        let mut rounded = [Self::default()];
+        Self::narrow(&[value], &mut rounded);
+        rounded[0]
+    }
     /// All of `source` as f32.
     fn widen(source: &[Self], target: &mut [f32]);
+    /// All of `source` rounded.
+    fn narrow(source: &[f32], target: &mut [Self]);
     /// 16 of them.
     ///
     /// # Safety
@@ -154,18 +201,17 @@ pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
 }
 
 macro_rules! element {
-    ($type:ty, $from:expr, $to:expr, $widen:expr, $load:ident) => {
+    ($type:ty, $to:expr, $widen:expr, $narrow:expr, $load:ident) => {
         impl Element for $type {
-            #[inline(always)]
-            fn from_f32(value: f32) -> $type {
-                $from(value)
-            }
             #[inline(always)]
             fn to_f32(self) -> f32 {
                 $to(self)
             }
             fn widen(source: &[$type], target: &mut [f32]) {
                 $widen(source, target)
+            }
+            fn narrow(source: &[f32], target: &mut [$type]) {
+                $narrow(target, source)
             }
             #[inline(always)]
             #[allow(private_bounds, private_interfaces)]
@@ -176,19 +222,19 @@ macro_rules! element {
         }
     };
 }
-element!(f32, identity, identity, copy, load_floats);
+element!(f32, identity, copy, <[f32]>::copy_from_slice, load_floats);
 element!(
     half::f16,
-    half::f16::from_f32,
     half::f16::to_f32,
     HalfFloatSliceExt::convert_to_f32_slice,
+    HalfFloatSliceExt::convert_from_f32_slice,
     load_f16
 );
 element!(
     half::bf16,
-    half::bf16::from_f32,
     half::bf16::to_f32,
     HalfFloatSliceExt::convert_to_f32_slice,
+    HalfFloatSliceExt::convert_from_f32_slice,
     load_bf16
 );
 
@@ -198,33 +244,46 @@ fn copy(source: &[f32], target: &mut [f32]) {
 
 /// Defines a function that runs `body::<Isa, E>` compiled for the processor.
 macro_rules! on_processor {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $ty),*) {
+            $crate::isa::on_processor!(@run [$body] [] ($($arg: $ty),*));
+        }
+    };
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$kind:ident: $bound:path>($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
         $vis fn $name<$kind: $bound>($($arg: $ty),*) {
-            #[cfg(target_arch = "x86_64")]
-            {
-                use $crate::isa::{Avx2, Vnni};
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-                unsafe fn v4<$kind: $bound>($($arg: $ty),*) {
-                    // SAFETY: the caller's promise.
-                    unsafe { $body::<Vnni, $kind>($($arg),*) }
-                }
-                #[target_feature(enable = "avx2,fma,f16c")]
-                unsafe fn v3<$kind: $bound>($($arg: $ty),*) {
-                    // SAFETY: the caller's promise.
-                    unsafe { $body::<Avx2, $kind>($($arg),*) }
-                }
-                match $crate::simd::level() {
-                    // SAFETY: the processor has these features.
-                    $crate::simd::Level::V4 if $crate::simd::has_vnni() => return unsafe { v4::<$kind>($($arg),*) },
-                    // SAFETY: as above.
-                    $crate::simd::Level::V4 | $crate::simd::Level::V3 => return unsafe { v3::<$kind>($($arg),*) },
-                    $crate::simd::Level::Baseline => {}
-                }
-            }
-            // SAFETY: plain loops run everywhere.
-            unsafe { $body::<$crate::isa::Plain, $kind>($($arg),*) }
+            $crate::isa::on_processor!(@run [$body] [$kind: $bound] ($($arg: $ty),*));
         }
+    };
+    (@run [$body:ident] [$($kind:ident: $bound:path)?] ($($arg:ident: $ty:ty),*)) => {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use $crate::isa::{Avx2, Vnni};
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+            unsafe fn v4$(<$kind: $bound>)?($($arg: $ty),*) {
+                // SAFETY: the caller's promise.
+                unsafe { $body::<Vnni $(, $kind)?>($($arg),*) }
+            }
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn v3$(<$kind: $bound>)?($($arg: $ty),*) {
+                // SAFETY: the caller's promise.
+                unsafe { $body::<Avx2 $(, $kind)?>($($arg),*) }
+            }
+            match $crate::simd::level() {
+                // SAFETY: the processor has these features.
+                $crate::simd::Level::V4 if $crate::simd::has_vnni() => {
+                    return unsafe { v4$(::<$kind>)?($($arg),*) };
+                }
+                // SAFETY: as above.
+                $crate::simd::Level::V4 | $crate::simd::Level::V3 => {
+                    return unsafe { v3$(::<$kind>)?($($arg),*) };
+                }
+                $crate::simd::Level::Baseline => {}
+            }
+        }
+        // SAFETY: plain loops run everywhere.
+        unsafe { $body::<$crate::isa::Plain $(, $kind)?>($($arg),*) }
     };
 }
 pub(crate) use on_processor;

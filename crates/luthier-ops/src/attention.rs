@@ -177,45 +177,23 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     check_bias(spec, heads)?;
     check_segments(spec, batch * queries, batch * keys)?;
     let in_turn = queries == 1 || batch == 1 && queries <= QUERIES_IN_TURN;
-    if !in_turn || spec.bias.is_some() || spec.segments.is_some() {
-        return attention_widened(q_bthd, (keys, kv_heads), cache, spec);
-    }
+    let in_turn = in_turn && spec.bias.is_none() && spec.segments.is_none();
+    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
+        let rule = spec.rule(bias.as_deref());
+        if !in_turn {
+            cache.attend_prompt(rule, slices[0], heads, &mut out);
+            return Ok(());
+        }
         // One after the other, so that a token's output does not depend on how many are read with it.
         let one = out.len().checked_div(queries).unwrap_or(0);
         for at in 0..queries {
-            let rule = Rule { query_offset: spec.query_offset + at, ..spec.rule(None) };
+            let rule = Rule { query_offset: spec.query_offset + at, ..rule };
             let part = at * one..(at + 1) * one;
             cache.attend(rule, &slices[0][part.clone()], heads, &mut out[part]);
         }
-        Ok(())
-    })?;
-    Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())
-}
-
-/// Attention of many queries over a cache that is widened for them.
-fn attention_widened(
-    q_bthd: &Tensor,
-    (keys, kv_heads): (usize, usize),
-    cache: &KvCache,
-    spec: &AttentionSpec,
-) -> Result<Tensor> {
-    let (batch, queries, heads, head_dim) = q_bthd.dims4()?;
-    let Some((key_values, value_values)) = cache.widened() else {
-        candle_core::bail!("attention over an empty cache")
-    };
-    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
-    let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
-    let head_stride = keys * head_dim;
-    let side =
-        |values| Heads { values, batch_stride: kv_heads * head_stride, token_stride: head_dim, head_stride };
-    let q = q_bthd.contiguous()?;
-    let mut out = unfilled(q.elem_count());
-    tape::read(&[&q], |slices| {
-        let (k, v) = (side(&key_values[..]), side(&value_values[..]));
-        kernel(sizes, spec.rule(bias.as_deref()), slices[0], k, v, &mut out, None);
         Ok(())
     })?;
     Tensor::from_vec(out, q_bthd.shape(), q_bthd.device())

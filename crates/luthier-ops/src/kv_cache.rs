@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::f16;
-use luthier_kernels::attention::{Cached, Element, KEY_BLOCK, Rule, attend_cached};
+use luthier_kernels::attention::{Cached, Element, KEY_BLOCK, Rule, attend_cached, attend_prompt};
+use luthier_kernels::pool::run_chunks;
 
 use crate::tape;
 
@@ -140,9 +141,9 @@ impl KvCache {
         on_buffers!(&self.store, buffers => attend_cached(rule, q, heads, buffers.cached(), out), _ => {});
     }
 
-    /// Keys and values as [b, k, s, d] in f32, where they lie in buffers on CPU.
-    pub(crate) fn widened(&self) -> Option<(Vec<f32>, Vec<f32>)> {
-        on_buffers!(&self.store, buffers => Some(buffers.cached().widened()), _ => None)
+    /// The same of many queries a sequence; q, out: [b, t, h, d].
+    pub(crate) fn attend_prompt(&self, rule: Rule, q: &[f32], heads: usize, out: &mut [f32]) {
+        on_buffers!(&self.store, buffers => attend_prompt(rule, q, heads, buffers.cached(), out), _ => {});
     }
 
     /// Keys and values as [b, s, k, d] on `device`.
@@ -210,33 +211,31 @@ impl<E: Element> Buffers<E> {
         self.capacity = capacity;
     }
 
-    /// Where the key of a token of a head stands: its first channel; the others follow 16 apart.
-    fn key_at(&self, head: usize, token: usize) -> usize {
-        (head * self.capacity + token / KEY_BLOCK * KEY_BLOCK) * self.head_dim + token % KEY_BLOCK
-    }
-
-    fn value_at(&self, head: usize, token: usize) -> usize {
-        (head * self.capacity + token) * self.value_width()
-    }
-
     /// k, v: [b, t, k, d].
     fn append(&mut self, k: &[f32], v: &[f32], tokens: usize) {
-        let d = self.head_dim;
-        for row in 0..self.batch {
-            for token in 0..tokens {
-                for head in 0..self.kv_heads {
-                    let from = ((row * tokens + token) * self.kv_heads + head) * d;
-                    let (head, token) = (row * self.kv_heads + head, self.len + token);
-                    let (key, value) = (self.key_at(head, token), self.value_at(head, token));
-                    for (channel, number) in k[from..from + d].iter().enumerate() {
-                        self.keys[key + channel * KEY_BLOCK] = E::from_f32(*number);
+        let (d, heads, width, before) = (self.head_dim, self.kv_heads, self.value_width(), self.len);
+        let (key_step, value_step) = (self.capacity * d, self.capacity * width);
+        let heads_and_sides =
+            self.keys.chunks_exact_mut(key_step.max(1)).zip(self.values.chunks_exact_mut(value_step));
+        let mut places: Vec<(&mut [E], &mut [E])> = heads_and_sides.collect();
+        // One token is not worth the start of a task.
+        let step = if tokens < KEY_BLOCK { places.len().max(1) } else { 1 };
+        run_chunks(&mut places, step, &|chunk, places| {
+            let mut key = vec![E::default(); d];
+            for (at, (keys, values)) in places.iter_mut().enumerate() {
+                let (row, head) = ((chunk * step + at) / heads, (chunk * step + at) % heads);
+                for token in 0..tokens {
+                    let from = ((row * tokens + token) * heads + head) * d;
+                    let place = before + token;
+                    E::narrow(&k[from..from + d], &mut key);
+                    let start = place / KEY_BLOCK * KEY_BLOCK * d + place % KEY_BLOCK;
+                    for (target, channel) in keys[start..].iter_mut().step_by(KEY_BLOCK).zip(&key) {
+                        *target = *channel;
                     }
-                    for (target, number) in self.values[value..].iter_mut().zip(&v[from..from + d]) {
-                        *target = E::from_f32(*number);
-                    }
+                    E::narrow(&v[from..from + d], &mut values[place * width..][..d]);
                 }
             }
-        }
+        });
         self.len += tokens;
     }
 }

@@ -154,11 +154,6 @@ impl Attention {
             bias: pass.bias.clone(),
         };
         let o_bthd = match cache {
-            // The first tokens read each other as they are, not as the cache rounds them.
-            Some(cache) if cache.is_empty() => {
-                cache.append(&k_btkd, &v_btkd)?;
-                attention(&q_bthd, &k_btkd, &v_btkd, &spec)?
-            }
             Some(cache) => {
                 cache.append(&k_btkd, &v_btkd)?;
                 attention_cached(&q_bthd, cache, &spec)?

@@ -4,6 +4,8 @@
 //! lanes; values lie position by position. Query heads that share keys are computed together, runs of positions by
 //! different threads, joined by their maxima and sums (arXiv:2205.14135).
 
+mod prompt;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -12,6 +14,7 @@ use super::softmax::{shape_scores, softmax};
 use crate::buffer::unfilled;
 use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
+pub use prompt::attend_prompt;
 
 /// Positions of one run.
 const RUN: usize = 128;
@@ -43,6 +46,17 @@ pub const KEY_BLOCK: usize = ROWS;
 impl<E> Cached<'_, E> {
     fn value_width(&self) -> usize {
         self.head_dim.next_multiple_of(ROWS)
+    }
+
+    fn check(&self, heads: usize) {
+        let Cached { batch, kv_heads, head_dim, capacity, len, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity.is_multiple_of(ROWS),
+            "{heads} heads over {kv_heads}"
+        );
+        assert_eq!(self.keys.len(), batch * kv_heads * capacity * head_dim, "values of keys");
+        assert_eq!(self.values.len(), batch * kv_heads * capacity * self.value_width(), "values of values");
+        assert!(len <= capacity, "{len} of {capacity} tokens");
     }
 }
 
@@ -96,16 +110,10 @@ impl<E: Element> Cached<'_, E> {
 /// # Panics
 /// Where lengths do not belong together, and for such a rule.
 pub fn attend_cached<E: Element>(rule: Rule, q: &[f32], heads: usize, cached: Cached<E>, out: &mut [f32]) {
-    let Cached { batch, kv_heads, head_dim, capacity, .. } = cached;
+    let Cached { batch, kv_heads, head_dim, .. } = cached;
     assert!(rule.bias.is_none() && rule.segments.is_none(), "a rule without bias and documents");
-    assert!(
-        kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity.is_multiple_of(ROWS),
-        "{heads} heads over {kv_heads}"
-    );
+    cached.check(heads);
     assert_eq!((q.len(), out.len()), (batch * heads * head_dim, q.len()), "values of queries and outputs");
-    assert_eq!(cached.keys.len(), batch * kv_heads * capacity * head_dim, "values of keys");
-    assert_eq!(cached.values.len(), batch * kv_heads * capacity * cached.value_width(), "values of values");
-    assert!(cached.len <= capacity, "{} of {capacity} tokens", cached.len);
     let group = heads / kv_heads;
     let seen = rule.near(0, cached.len);
     let first_run = seen.start / RUN;

@@ -11,6 +11,7 @@ pub(crate) struct Vnni;
 impl Isa for Vnni {
     type Ints = __m512i;
     type Floats = __m512;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> __m512i {
@@ -83,6 +84,37 @@ impl Isa for Vnni {
         unsafe { _mm512_cvtepi32_ps(values) }
     }
     #[inline(always)]
+    unsafe fn round(values: __m512) -> __m512i {
+        unsafe { _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(values, values), values) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, values: __m512i) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(values)) }
+    }
+    #[inline(always)]
+    unsafe fn high(values: __m512i) -> __m512i {
+        unsafe {
+            let low = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(values));
+            _mm512_srai_epi32::<8>(_mm512_sub_epi32(values, low))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sum(values: __m512i) -> i32 {
+        unsafe { _mm512_reduce_add_epi32(values) }
+    }
+    #[inline(always)]
+    unsafe fn largest(a: __m512, b: __m512) -> f32 {
+        unsafe {
+            let magnitude = |x: __m512| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+            // Magnitudes of floats are ordered as their bits are, those that are not finite last.
+            f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(a), magnitude(b))) as u32)
+        }
+    }
+    #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mul_ps(a, b) }
     }
@@ -99,6 +131,7 @@ pub(crate) struct Avx2;
 impl Isa for Avx2 {
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self::Ints {
@@ -204,6 +237,51 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn to_floats(values: Self::Ints) -> Self::Floats {
         unsafe { [_mm256_cvtepi32_ps(values[0]), _mm256_cvtepi32_ps(values[1])] }
+    }
+    #[inline(always)]
+    unsafe fn round(values: Self::Floats) -> Self::Ints {
+        let half = |half: __m256| unsafe {
+            let is_number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(half, half));
+            _mm256_and_si256(_mm256_cvtps_epi32(half), is_number)
+        };
+        [half(values[0]), half(values[1])]
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, values: Self::Ints) {
+        let half = |half: __m256i| unsafe {
+            let low = _mm256_set1_epi32(0x0c08_0400);
+            let bytes = _mm256_shuffle_epi8(half, low);
+            _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes))
+        };
+        unsafe { _mm_storeu_si128(to.cast(), _mm_unpacklo_epi64(half(values[0]), half(values[1]))) }
+    }
+    #[inline(always)]
+    unsafe fn high(values: Self::Ints) -> Self::Ints {
+        let half = |half: __m256i| unsafe {
+            let low = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(half));
+            _mm256_srai_epi32::<8>(_mm256_sub_epi32(half, low))
+        };
+        [half(values[0]), half(values[1])]
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sum(values: Self::Ints) -> i32 {
+        let mut lanes = [0i32; 8];
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(values[0], values[1])) };
+        lanes.iter().sum()
+    }
+    #[inline(always)]
+    unsafe fn largest(a: Self::Floats, b: Self::Floats) -> f32 {
+        let magnitude =
+            |x: __m256| unsafe { _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX)) };
+        let both = |x: Self::Floats| unsafe { _mm256_max_epi32(magnitude(x[0]), magnitude(x[1])) };
+        let mut lanes = [0u32; 8];
+        // Magnitudes of floats are ordered as their bits are, those that are not finite last.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_max_epi32(both(a), both(b))) };
+        f32::from_bits(lanes.into_iter().fold(0, u32::max))
     }
     #[inline(always)]
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {

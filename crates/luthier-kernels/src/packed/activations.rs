@@ -1,8 +1,8 @@
 //! Inputs of packed products, rounded to whole numbers: each 32 values of a row share a scale.
 
 use super::codes::BLOCK;
+use crate::isa::{Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
-use crate::simd::dispatch;
 
 /// Rows that are multiplied with a block's codes at a time.
 pub(super) const TILE: usize = 8;
@@ -100,78 +100,66 @@ struct Place {
     step: usize,
 }
 
-dispatch! {
-    fn round_row(x: &[f32], wanted: Wanted, target: &Target, place: Place) = round_row_body
+on_processor! {
+    fn round_row(x: &[f32], wanted: Wanted, target: &Target, place: Place) = round_row_on
 }
 
+/// # Safety
+/// As [`Isa`].
 #[inline(always)]
-fn round_row_body<const FMA: bool>(x: &[f32], wanted: Wanted, target: &Target, place: Place) {
-    let parts = wanted.parts;
-    let bytes_a_block = block_bytes(wanted.is_wide);
-    let mut last: [f32; BLOCK];
+unsafe fn round_row_on<I: Isa>(x: &[f32], wanted: Wanted, target: &Target, place: Place) {
+    let whole = x.len() / BLOCK;
     for block in 0..wanted.blocks {
-        let values: &[f32; BLOCK] = match x.get(block * BLOCK..) {
-            Some(rest) if rest.len() >= BLOCK => rest.first_chunk().expect("just compared"),
-            rest => {
-                last = [0f32; BLOCK];
-                let rest = rest.unwrap_or(&[]);
-                last[..rest.len()].copy_from_slice(rest);
-                &last
-            }
+        let mut last = [0f32; BLOCK];
+        let values: *const f32 = if block < whole {
+            x[block * BLOCK..].as_ptr()
+        } else {
+            let rest = x.get(block * BLOCK..).unwrap_or(&[]);
+            last[..rest.len()].copy_from_slice(rest);
+            last.as_ptr()
         };
-        let largest = largest(values);
+        // SAFETY: the caller's promise; a block of values.
+        unsafe { round_block::<I>(values, wanted, target, place.first + block * place.step) };
+    }
+}
+
+/// # Safety
+/// As [`Isa`]; `values` are those of a block.
+#[inline(always)]
+unsafe fn round_block<I: Isa>(values: *const f32, wanted: Wanted, target: &Target, at: usize) {
+    let (parts, bytes_a_block) = (wanted.parts, block_bytes(wanted.is_wide));
+    // SAFETY: every row has blocks of its own, and tasks have different rows.
+    let (bytes, scales, seeds, sums) = unsafe {
+        (
+            target.bytes.slice(at * bytes_a_block, bytes_a_block),
+            target.scales.slice(at, 1),
+            target.seeds.slice(at * parts, parts),
+            target.sums.slice(at * parts, parts),
+        )
+    };
+    // SAFETY: the caller's promise; two registers of values make a block, and `bytes` has one or two bytes for each.
+    unsafe {
+        let halves = [I::load_floats(values), I::load_floats(values.add(ROWS))];
+        let largest = I::largest(halves[0], halves[1]);
         // What is not finite stays so in the product, by its scale.
         let reach = if wanted.is_wide { 32_512.0 } else { 127.0 };
-        let inverse = if largest > 0.0 { reach / largest } else { 0.0 };
-        let mut whole = [0i32; BLOCK];
-        for at in 0..BLOCK {
-            whole[at] = to_whole(values[at] * inverse);
-        }
-        let at = place.first + block * place.step;
-        // SAFETY: every row has blocks of its own, and tasks have different rows.
-        let (bytes, scales, seeds, sums) = unsafe {
-            (
-                target.bytes.slice(at * bytes_a_block, bytes_a_block),
-                target.scales.slice(at, 1),
-                target.seeds.slice(at * parts, parts),
-                target.sums.slice(at * parts, parts),
-            )
-        };
-        let (low, high) = bytes.split_at_mut(BLOCK);
-        for at in 0..BLOCK {
-            low[at] = whole[at] as i8;
-        }
-        if let Some(high) = high.first_chunk_mut::<BLOCK>() {
-            for at in 0..BLOCK {
-                high[at] = ((whole[at] - i32::from(whole[at] as i8)) >> 8) as i8;
+        let inverse = I::float(if largest > 0.0 { reach / largest } else { 0.0 });
+        let whole = halves.map(|half| I::round(I::mul(half, inverse)));
+        for (at, whole) in whole.into_iter().enumerate() {
+            I::store_bytes(bytes.as_mut_ptr().add(at * ROWS), whole);
+            if wanted.is_wide {
+                I::store_bytes(bytes.as_mut_ptr().add(BLOCK + at * ROWS), I::high(whole));
             }
         }
         let scale = largest / reach;
         scales[0] = scale;
-        let len = BLOCK / parts;
+        let totals = match parts {
+            1 => [I::sum(I::add(whole[0], whole[1])), 0],
+            _ => whole.map(|whole| I::sum(whole)),
+        };
         for part in 0..parts {
-            let sum: i32 = whole[part * len..][..len].iter().sum();
-            seeds[part] = -wanted.offset * sum;
-            sums[part] = sum as f32 * scale;
+            seeds[part] = -wanted.offset * totals[part];
+            sums[part] = totals[part] as f32 * scale;
         }
     }
-}
-
-/// The nearest whole number of a value of less than 2^21, halves to the even one; 0 for NaN.
-#[inline(always)]
-fn to_whole(value: f32) -> i32 {
-    // 1.5 * 2^23: what is added shifts the whole number to the end of the fraction.
-    const SHIFT: f32 = 12_582_912.0;
-    if value.is_nan() { 0 } else { (value + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32 }
-}
-
-/// The largest magnitude; NaN or infinity where there is one.
-#[inline(always)]
-fn largest(values: &[f32; BLOCK]) -> f32 {
-    let mut bits = 0u32;
-    for value in values {
-        // Magnitudes of floats are ordered as their bits are, those that are not finite last.
-        bits = bits.max(value.to_bits() & 0x7fff_ffff);
-    }
-    f32::from_bits(bits)
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{Heads, Sizes, attention};
+use super::super::{DistanceBias, Heads, Sizes, attention};
 use super::*;
 use crate::simd::{Level, with_level};
 
@@ -33,15 +33,26 @@ fn cache<E: Element>(keys: &[f32], values: &[f32], [b, s, k, d]: [usize; 4]) -> 
     (cached_keys, cached_values, capacity)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn check<E: Element>(b: usize, s: usize, k: usize, group: usize, d: usize, rule: Rule, rounding: f32) {
+#[derive(Clone, Copy)]
+struct Case<'r> {
+    b: usize,
+    t: usize,
+    s: usize,
+    k: usize,
+    group: usize,
+    d: usize,
+    rule: Rule<'r>,
+}
+
+fn check<E: Element>(case: Case, rounding: f32) {
+    let Case { b, t, s, k, group, d, rule } = case;
     let heads = k * group;
-    let q = values(b * heads * d, 1);
+    let q = values(b * t * heads * d, 1);
     let round = |values: Vec<f32>| -> Vec<f32> {
         values.into_iter().map(|value| E::from_f32(value).to_f32()).collect()
     };
     let (keys, vals) = (round(values(b * s * k * d, 2)), round(values(b * s * k * d, 3)));
-    let sizes = Sizes { batch: b, queries: 1, keys: s, heads, kv_heads: k, head_dim: d };
+    let sizes = Sizes { batch: b, queries: t, keys: s, heads, kv_heads: k, head_dim: d };
     let mut wanted = vec![0f32; q.len()];
     let side = |values| Heads::contiguous(values, s, k, d);
     attention(sizes, rule, &q, side(&keys), side(&vals), &mut wanted, None);
@@ -57,7 +68,10 @@ fn check<E: Element>(b: usize, s: usize, k: usize, group: usize, d: usize, rule:
     };
     for level in [Level::V4, Level::V3, Level::Baseline] {
         let mut out = vec![f32::NAN; q.len()];
-        with_level(level, || attend_cached(rule, &q, heads, cached, &mut out));
+        with_level(level, || match t {
+            1 => attend_cached(rule, &q, heads, cached, &mut out),
+            _ => attend_prompt(rule, &q, heads, cached, &mut out),
+        });
         for (own, wanted) in out.iter().zip(&wanted) {
             assert!((own - wanted).abs() <= rounding, "{level:?}: {own} {wanted}");
         }
@@ -75,7 +89,29 @@ proptest! {
         let rule = Rule {
             scale: 0.3, softcap: capped.then_some(2.0), causal, window, query_offset: s - 1, segments: None, bias: None,
         };
-        check::<f32>(b, s, k, group, 2 * half_d, rule, 2e-6);
-        check::<half::f16>(b, s, k, group, 2 * half_d, rule, 2e-6);
+        let case = Case { b, t: 1, s, k, group, d: 2 * half_d, rule };
+        check::<f32>(case, 2e-6);
+        check::<half::f16>(case, 2e-6);
+    }
+
+    #[test]
+    fn many_queries_see_what_attention_over_all_sees(
+        b in 1usize..3, t in 2usize..110, before in 0usize..300, k in 1usize..3, group in 1usize..4, half_d in 1usize..45,
+        capped: bool, window in 0usize..400, causal: bool, documents: bool, biased: bool,
+    ) {
+        let (s, heads) = (before + t, k * group);
+        let window = (window > 0).then_some(window);
+        let number = |at: usize| if at % 7 == 3 { u32::MAX } else { (at / 40) as u32 };
+        let query_docs: Vec<u32> = (0..b * t).map(|at| number(before + at % t)).collect();
+        let key_docs: Vec<u32> = (0..b * s).map(|at| number(at % s)).collect();
+        let bias = values(heads * 41, 5);
+        let rule = Rule {
+            scale: 0.3, softcap: (capped && !biased).then_some(2.0), causal, window, query_offset: before,
+            segments: documents.then_some((&query_docs[..], &key_docs[..])),
+            bias: biased.then_some(DistanceBias { values: &bias, reach: 20 }),
+        };
+        let case = Case { b, t, s, k, group, d: 2 * half_d, rule };
+        check::<f32>(case, 2e-6);
+        check::<half::bf16>(case, 2e-6);
     }
 }
