@@ -37,8 +37,11 @@ dispatch! {
 #[inline(always)]
 fn turn_body<const FMA: bool>(x: &[f32], cos: &[f32], sin: &[f32], sense: f32, y: &mut [f32]) {
     let half = cos.len();
+    let sin = &sin[..half];
     for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
         let ((low, high), (low_out, high_out)) = (x.split_at(half), y.split_at_mut(half));
+        // Of one length each, seen by the compiler.
+        let (high, high_out) = (&high[..half], &mut high_out[..half]);
         for i in 0..half {
             let sin = sense * sin[i];
             low_out[i] = mul_add::<FMA>(low[i], cos[i], -(high[i] * sin));

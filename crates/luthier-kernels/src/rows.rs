@@ -9,8 +9,11 @@ pub(crate) const TASK_VALUES: usize = 1 << 14;
 
 /// Rows of `width` values that one task handles: a few tasks a thread, none too small.
 pub(crate) fn rows_a_task(rows: usize, width: usize) -> usize {
-    let enough = TASK_VALUES.div_ceil(width.max(1));
-    rows.div_ceil(pool::threads() * 4).max(enough).max(1)
+    let threads = pool::threads();
+    // As many for each thread.
+    let n_tasks = (rows * width).div_ceil(TASK_VALUES).next_multiple_of(threads).min(threads * 4);
+    let enough = TASK_VALUES.div_ceil(width.max(1)) / 2;
+    rows.div_ceil(n_tasks.max(1)).max(enough).max(1)
 }
 
 /// Adds `bias` [n] to every row of y [.., n].

@@ -74,14 +74,19 @@ fn running_softmax_body<const FMA: bool>(
 ) {
     let d = mask.sizes.head_dim;
     for at in 0..mask.block.len() {
-        let row = &mut scores[at * KEYS..][..mask.keys.len()];
+        let row = &mut scores[at * KEYS..][..KEYS];
         let columns = mask.columns(at);
-        row[..columns.start].fill(0.0);
-        row[columns.end..].fill(0.0);
-        let row = &mut row[columns.clone()];
+        // Whole registers: what lies beside the columns counts nothing.
+        let wide = columns.start / LANES * LANES..columns.end.next_multiple_of(LANES).min(KEYS);
+        row[..wide.start].fill(0.0);
+        row[wide.end..].fill(0.0);
+        let before = columns.start - wide.start;
+        let row = &mut row[wide];
         shape_scores::<FMA>(mask.rule, row);
-        mask.add_bias(at, columns.clone(), row);
-        mask.hide_other_documents(at, columns, row);
+        mask.add_bias(at, columns.clone(), &mut row[before..]);
+        mask.hide_other_documents(at, columns.clone(), &mut row[before..]);
+        row[..before].fill(f32::NEG_INFINITY);
+        row[before + columns.len()..].fill(f32::NEG_INFINITY);
         let top = largest(row).max(tops[at]);
         if top == f32::NEG_INFINITY {
             // Comparisons pass NaN by: it must still reach the output.

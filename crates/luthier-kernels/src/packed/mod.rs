@@ -170,7 +170,7 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
     let tokens = (CACHED_VALUES / cols.max(1) / TILE).max(1) * TILE;
     // Parts as large as are worth a task's start, and enough of them that no thread waits long for another.
     let work = ROWS * cols * m;
-    let groups_a_task = all.div_ceil(pool::threads() * 8).max((1 << 16) / work.max(1)).max(1);
+    let groups_a_task = all.div_ceil(pool::threads() * 32).max((1 << 16) / work.max(1)).max(1);
     pool::run(all.div_ceil(groups_a_task), &|task| {
         let (start, end) = (task * groups_a_task, all.min((task + 1) * groups_a_task));
         for first in (0..m).step_by(tokens) {

@@ -11,7 +11,7 @@ use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
 
 /// Queries of one task.
-const QUERIES: usize = 48;
+const QUERIES: usize = 24;
 
 #[derive(Default)]
 struct Scratch {
