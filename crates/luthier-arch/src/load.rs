@@ -41,7 +41,8 @@ pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Box<dyn Mo
         pieces.push((spec, block_type, bytes));
     }
     check_values(&pieces)?;
-    let weights = pieces.into_iter().map(|piece| weight(piece, options)).collect::<Result<_>>()?;
+    let weights =
+        pieces.into_iter().map(|piece| weight(piece, options, Precision::Precise)).collect::<Result<_>>()?;
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
 }
 
@@ -81,7 +82,7 @@ pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<
     let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(pages);
     let weights = layout.tensors.iter().zip(places).map(|(spec, place)| {
         let Some(place) = place else {
-            return weight(plain.next().expect("one for each that is not packed"), &options);
+            return weight(plain.next().expect("one for each that is not packed"), &options, precision);
         };
         let bytes = SharedBytes::new(Arc::clone(&owner), place).expect("a place inside the pages");
         let shape = (spec.shape[0], spec.shape[1]);
@@ -216,9 +217,10 @@ fn check_values(pieces: &[Piece]) -> Result<()> {
     found.into_iter().find_map(OnceLock::into_inner).map_or(Ok(()), Err)
 }
 
-fn weight((spec, block_type, bytes): Piece, options: &LoadOptions) -> Result<Weight> {
+fn weight((spec, block_type, bytes): Piece, options: &LoadOptions, precision: Precision) -> Result<Weight> {
     if let ([rows, cols], false, true) = (&spec.shape[..], options.trainable, options.device.is_cpu()) {
-        return Ok(Weight::stored(&spec.name, StoredMatrix { block_type, bytes, rows: *rows, cols: *cols }));
+        let (rows, cols) = (*rows, *cols);
+        return Ok(Weight::stored(&spec.name, StoredMatrix { block_type, bytes, rows, cols, precision }));
     }
     let values = widen(&spec.name, block_type, &bytes)?;
     let values = Tensor::from_vec(values, spec.shape.as_slice(), &options.device)?;

@@ -22,6 +22,12 @@ pub(crate) trait Isa: Copy {
     const REGISTERS: usize;
 
     unsafe fn load(from: *const u8) -> Self::Ints;
+    /// The same way back.
+    unsafe fn store(to: *mut u8, values: Self::Ints);
+    /// Asks for the cache line at `from`, which is read soon. No more than a hint: any address will do.
+    unsafe fn prefetch(_from: *const u8) {}
+    /// Asks for the cache line at `to`, which is written soon, and takes it from other processors' caches.
+    unsafe fn prefetch_to_write(_to: *const u8) {}
     /// 16 bytes, each as a whole number without sign.
     unsafe fn load_u8(from: *const u8) -> Self::Ints;
     /// 16 bytes, each as a whole number with its sign.
@@ -48,6 +54,20 @@ pub(crate) trait Isa: Copy {
     unsafe fn store_bytes(to: *mut i8, values: Self::Ints);
     /// What is left of each lane without its signed low byte, over 256.
     unsafe fn high(values: Self::Ints) -> Self::Ints;
+    /// The low 16 bits of each lane.
+    unsafe fn store_words(to: *mut i16, values: Self::Ints);
+    /// Lane r of vector c becomes lane c of vector r.
+    unsafe fn transpose(vectors: [Self::Ints; ROWS]) -> [Self::Ints; ROWS];
+    /// The f16 in the low and the one in the high half of each lane.
+    unsafe fn f16_pairs(pairs: Self::Ints) -> [Self::Floats; 2];
+    /// The bf16 in the low and the one in the high half of each lane.
+    unsafe fn bf16_pairs(pairs: Self::Ints) -> [Self::Floats; 2];
+    /// The larger of each 16 bits of `most` and the magnitude of the f16 or bf16 in `pairs`, as bits.
+    unsafe fn larger_halves(most: Self::Ints, pairs: Self::Ints) -> Self::Ints;
+    /// The low 16 bits of each lane of `low` and, above them, those of `high`.
+    unsafe fn pair_words(low: Self::Ints, high: Self::Ints) -> Self::Ints;
+    /// Each lane of `sum` and the two products of its 16-bit numbers in `codes` with the two at `x`.
+    unsafe fn dot_words(sum: Self::Ints, codes: Self::Ints, x: *const i16) -> Self::Ints;
     unsafe fn add(a: Self::Ints, b: Self::Ints) -> Self::Ints;
     unsafe fn sum(values: Self::Ints) -> i32;
     /// The largest magnitude of both; NaN or infinity where there is one.
@@ -58,9 +78,11 @@ pub(crate) trait Isa: Copy {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Vnni};
+mod vnni;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use {avx2::Avx2, vnni::Vnni};
 
 /// Plain loops, for every processor.
 #[derive(Clone, Copy)]
@@ -74,6 +96,12 @@ impl Isa for Plain {
     #[inline(always)]
     unsafe fn load(from: *const u8) -> [i32; ROWS] {
         std::array::from_fn(|lane| unsafe { from.cast::<i32>().add(lane).read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut u8, values: [i32; ROWS]) {
+        values.iter().enumerate().for_each(|(lane, value)| unsafe {
+            to.cast::<i32>().add(lane).write_unaligned(*value);
+        });
     }
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> [i32; ROWS] {
@@ -151,6 +179,43 @@ impl Isa for Plain {
     #[inline(always)]
     unsafe fn high(values: [i32; ROWS]) -> [i32; ROWS] {
         values.map(|value| (value - i32::from(value as i8)) >> 8)
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut i16, values: [i32; ROWS]) {
+        values.iter().enumerate().for_each(|(lane, value)| unsafe { to.add(lane).write(*value as i16) });
+    }
+    #[inline(always)]
+    unsafe fn transpose(vectors: [[i32; ROWS]; ROWS]) -> [[i32; ROWS]; ROWS] {
+        std::array::from_fn(|row| std::array::from_fn(|col| vectors[col][row]))
+    }
+    #[inline(always)]
+    unsafe fn f16_pairs(pairs: [i32; ROWS]) -> [[f32; ROWS]; 2] {
+        [pairs.map(|pair| crate::widen::f16_to_f32(pair as u16)), {
+            pairs.map(|pair| crate::widen::f16_to_f32((pair >> 16) as u16))
+        }]
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(pairs: [i32; ROWS]) -> [[f32; ROWS]; 2] {
+        [pairs.map(|pair| f32::from_bits((pair as u32) << 16)), {
+            pairs.map(|pair| f32::from_bits(pair as u32 & 0xffff_0000))
+        }]
+    }
+    #[inline(always)]
+    unsafe fn larger_halves(most: [i32; ROWS], pairs: [i32; ROWS]) -> [i32; ROWS] {
+        std::array::from_fn(|lane| {
+            let (most, pair) = (most[lane] as u32, pairs[lane] as u32 & 0x7fff_7fff);
+            (most & 0xffff).max(pair & 0xffff) as i32 | ((most >> 16).max(pair >> 16) << 16) as i32
+        })
+    }
+    #[inline(always)]
+    unsafe fn pair_words(low: [i32; ROWS], high: [i32; ROWS]) -> [i32; ROWS] {
+        std::array::from_fn(|lane| (low[lane] & 0xffff) | (high[lane] << 16))
+    }
+    #[inline(always)]
+    unsafe fn dot_words(sum: [i32; ROWS], codes: [i32; ROWS], x: *const i16) -> [i32; ROWS] {
+        let x: [i32; 2] = std::array::from_fn(|at| i32::from(unsafe { x.add(at).read() }));
+        let product = |code: i32| i32::from(code as i16) * x[0] + (code >> 16) * x[1];
+        std::array::from_fn(|lane| sum[lane] + product(codes[lane]))
     }
     #[inline(always)]
     unsafe fn add(a: [i32; ROWS], b: [i32; ROWS]) -> [i32; ROWS] {

@@ -16,6 +16,7 @@ pub mod buffer;
 pub mod bytes;
 pub mod cross_entropy;
 pub mod embedding;
+mod fixed;
 mod float_dot;
 mod isa;
 pub mod layer_norm;

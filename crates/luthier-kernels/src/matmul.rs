@@ -6,9 +6,10 @@
 use std::cell::RefCell;
 
 use crate::blocks::{BlockType, dequantize};
+use crate::packed::Precision;
 use crate::pool::{self, Shared};
 use crate::simd::{dispatch, dot};
-use crate::{float_dot, quant_dot, widen};
+use crate::{fixed, float_dot, quant_dot, widen};
 
 /// A matrix inside a slice: value (row, col) stands at `row * row_stride + col * col_stride`.
 #[derive(Clone, Copy, Debug)]
@@ -191,6 +192,7 @@ thread_local! {
 const TILE: usize = 64;
 
 /// y = x W^T; x: [m, k] row-major, W: `n` rows of `k` values stored as `block_type`, y: [m, n] row-major.
+#[allow(clippy::too_many_arguments)] // Those of every product.
 pub fn matmul_stored(
     x: &[f32],
     m: usize,
@@ -199,11 +201,15 @@ pub fn matmul_stored(
     bytes: &[u8],
     n: usize,
     y: &mut [f32],
+    precision: Precision,
 ) {
     let row_bytes = k / block_type.block_len() * block_type.block_bytes();
     assert_eq!(k % block_type.block_len(), 0, "rows of {k} in blocks of {}", block_type.block_len());
     assert_eq!(bytes.len(), n * row_bytes, "bytes of {n} rows");
     assert_eq!((x.len(), y.len()), (m * k, m * n), "x of {m}x{k}, y of {m}x{n}");
+    if precision == Precision::Fast && m > FEW_FLOAT_ROWS && fixed::covers(block_type) {
+        return fixed::multiply(block_type, x, m, bytes, (n, k), y);
+    }
     let y = Shared::new(y);
     if m <= FEW_ROWS && quant_dot::covers(block_type) {
         let step = columns_a_task(k * m, n);

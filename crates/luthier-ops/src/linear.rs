@@ -148,7 +148,7 @@ pub(crate) fn multiply(x: &[f32], weight: &Weight, y: &mut [f32]) -> Result<()> 
             Ok(())
         }),
         Values::Stored(matrix) => {
-            matmul_stored(x, rows, m, matrix.block_type, &matrix.bytes, n, y);
+            matmul_stored(x, rows, m, matrix.block_type, &matrix.bytes, n, y, matrix.precision);
             Ok(())
         }
         Values::Packed(matrix) => {

@@ -11,7 +11,7 @@ use luthier_kernels::blocks::BlockType;
 use luthier_kernels::buffer::unfilled;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::matmul::Write;
-use luthier_kernels::packed::Packed;
+use luthier_kernels::packed::{Packed, Precision};
 
 use crate::tape;
 
@@ -26,6 +26,8 @@ pub struct StoredMatrix {
     pub rows: usize,
     /// Inputs of the linear map; a multiple of the block length.
     pub cols: usize,
+    /// How closely many rows are multiplied with it.
+    pub precision: Precision,
 }
 
 /// The values behind a [`Weight`].

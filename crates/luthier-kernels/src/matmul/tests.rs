@@ -59,7 +59,7 @@ proptest! {
         widen_rows(block_type, &bytes, &mut widened);
         let x = values(m * k, 5);
         let mut y = vec![f32::NAN; m * n];
-        matmul_stored(&x, m, k, block_type, &bytes, n, &mut y);
+        matmul_stored(&x, m, k, block_type, &bytes, n, &mut y, Precision::Precise);
         let expected = plain(m, k, n, View::rows(&x, k), View::rows(&widened, k).transposed(), &[], Write::Overwrite);
         prop_assert!(near(&y, &expected));
         let dy = values(m * n, 6);
@@ -86,7 +86,7 @@ proptest! {
         widen_rows(block_type, &bytes, &mut widened);
         let x = values(m * k, 5);
         let mut y = vec![f32::NAN; m * n];
-        matmul_stored(&x, m, k, block_type, &bytes, n, &mut y);
+        matmul_stored(&x, m, k, block_type, &bytes, n, &mut y, Precision::Precise);
         let expected = plain(m, k, n, View::rows(&x, k), View::rows(&widened, k).transposed(), &[], Write::Overwrite);
         prop_assert!(near(&y, &expected));
     }

@@ -5,7 +5,7 @@ use crate::isa::{Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
 
 /// Rows that are multiplied with a block's codes at a time.
-pub(super) const TILE: usize = 8;
+pub(crate) const TILE: usize = 8;
 
 /// Rounded rows, value = scale * (256 * high + low), in tiles of rows that are multiplied together: of a tile of T rows block
 /// after block, in each row after row, so that one address and fixed distances from it reach all of a block.
@@ -37,11 +37,13 @@ pub(super) struct Wanted {
     pub(super) is_wide: bool,
 }
 
+/// Blocks of a row for whose memory is asked before they are written: other processors have read it last.
+const AHEAD: usize = 8;
 /// Values that a task rounds.
 const TASK_VALUES: usize = 1 << 14;
 
 /// Rows of the tile that begins at row `start` of `rows`.
-pub(super) fn tile_rows(start: usize, rows: usize) -> usize {
+pub(crate) fn tile_rows(start: usize, rows: usize) -> usize {
     match rows - start {
         TILE.. => TILE,
         4..TILE => 4,
@@ -108,25 +110,30 @@ on_processor! {
 /// As [`Isa`].
 #[inline(always)]
 unsafe fn round_row_on<I: Isa>(x: &[f32], wanted: Wanted, target: &Target, place: Place) {
-    let whole = x.len() / BLOCK;
-    for block in 0..wanted.blocks {
-        let mut last = [0f32; BLOCK];
-        let values: *const f32 = if block < whole {
-            x[block * BLOCK..].as_ptr()
-        } else {
-            let rest = x.get(block * BLOCK..).unwrap_or(&[]);
-            last[..rest.len()].copy_from_slice(rest);
-            last.as_ptr()
-        };
-        // SAFETY: the caller's promise; a block of values.
-        unsafe { round_block::<I>(values, wanted, target, place.first + block * place.step) };
+    let (whole, rest) = x.as_chunks::<BLOCK>();
+    for (block, values) in whole.iter().enumerate() {
+        let at = place.first + block * place.step;
+        // SAFETY: the caller's promise; a hint.
+        unsafe {
+            let ahead = (at + AHEAD * place.step) * block_bytes(wanted.is_wide);
+            I::prefetch_to_write(target.bytes.pointer(0).wrapping_add(ahead).cast());
+            round_block::<I>(values, wanted, target, at);
+        }
+    }
+    // Blocks of weights fill whole units, so that more than one may be missing.
+    let mut last = [0f32; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    for block in whole.len()..wanted.blocks {
+        // SAFETY: the caller's promise.
+        unsafe { round_block::<I>(&last, wanted, target, place.first + block * place.step) };
+        last.fill(0.0);
     }
 }
 
 /// # Safety
-/// As [`Isa`]; `values` are those of a block.
+/// As [`Isa`].
 #[inline(always)]
-unsafe fn round_block<I: Isa>(values: *const f32, wanted: Wanted, target: &Target, at: usize) {
+unsafe fn round_block<I: Isa>(values: &[f32; BLOCK], wanted: Wanted, target: &Target, at: usize) {
     let (parts, bytes_a_block) = (wanted.parts, block_bytes(wanted.is_wide));
     // SAFETY: every row has blocks of its own, and tasks have different rows.
     let (bytes, scales, seeds, sums) = unsafe {
@@ -139,7 +146,7 @@ unsafe fn round_block<I: Isa>(values: *const f32, wanted: Wanted, target: &Targe
     };
     // SAFETY: the caller's promise; two registers of values make a block, and `bytes` has one or two bytes for each.
     unsafe {
-        let halves = [I::load_floats(values), I::load_floats(values.add(ROWS))];
+        let halves = [I::load_floats(values.as_ptr()), I::load_floats(values.as_ptr().add(ROWS))];
         let largest = I::largest(halves[0], halves[1]);
         // What is not finite stays so in the product, by its scale.
         let reach = if wanted.is_wide { 32_512.0 } else { 127.0 };
@@ -151,7 +158,7 @@ unsafe fn round_block<I: Isa>(values: *const f32, wanted: Wanted, target: &Targe
                 I::store_bytes(bytes.as_mut_ptr().add(BLOCK + at * ROWS), I::high(whole));
             }
         }
-        let scale = largest / reach;
+        let scale = largest * (1.0 / reach);
         scales[0] = scale;
         let totals = match parts {
             1 => [I::sum(I::add(whole[0], whole[1])), 0],

@@ -28,11 +28,21 @@ on_processor! {
 /// As [`Isa`].
 #[inline(always)]
 unsafe fn groups_on<I: Isa, F: Format>(bytes: &[u8], part: Part, rows: usize, y: &Shared<f32>) {
+    const LINE: usize = 64;
     let group = group_bytes::<F>(part.inputs.blocks * BLOCK);
+    // While one group is multiplied with all tokens, the next one comes from memory, a part with each tile.
+    let tiles = (part.last - part.first).div_ceil(TILE);
+    let lines = if tiles > 1 { (group / LINE).div_ceil(tiles) } else { 0 };
     for (at, bytes) in bytes.chunks_exact(group.max(1)).enumerate() {
+        let mut next = bytes.as_ptr().wrapping_add(group);
         let row = part.first_row + at * ROWS;
         let mut token = part.first;
         while token < part.last {
+            for _ in 0..lines {
+                // SAFETY: a hint.
+                unsafe { I::prefetch(next) };
+                next = next.wrapping_add(LINE);
+            }
             // SAFETY: the caller's promise; the inputs hold the tokens up to the last.
             unsafe {
                 token += match tile_rows(token, part.rows) {

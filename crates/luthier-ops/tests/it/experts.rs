@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::packed::Precision;
 use luthier_ops::activation::Activation;
 use luthier_ops::experts::{Expert, experts};
 use luthier_ops::router::{load_balance, route};
@@ -102,7 +103,10 @@ fn experts_left_in_their_files_encoding_give_the_dense_result() {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             let (rows, cols) = (weight.shape()[0], weight.shape()[1]);
             let bytes = SharedBytes::from_vec(bytes);
-            Weight::stored(weight.name(), StoredMatrix { block_type: BlockType::F32, bytes, rows, cols })
+            Weight::stored(
+                weight.name(),
+                StoredMatrix { block_type: BlockType::F32, bytes, rows, cols, precision: Precision::Precise },
+            )
         })
         .collect();
     let (x, logits) = (tensor(&[9, m], 1), tensor(&[9, e], 2));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::packed::Precision;
 use luthier_ops::activation::{Activation, gated};
 use luthier_ops::attention::{AttentionSpec, Buckets, KvCache, RelativeBias, attention, attention_cached};
 use luthier_ops::cross_entropy::{Targets, Teaching, project, projected_cross_entropy};
@@ -312,8 +313,16 @@ fn a_stored_matrix_passes_gradients_to_its_input() {
     for rows in [2, 9] {
         let w = values(11 * 6, 2);
         let bytes = SharedBytes::from_vec(w.iter().flat_map(|value| value.to_le_bytes()).collect());
-        let stored =
-            Weight::stored("w", StoredMatrix { block_type: BlockType::F32, bytes, rows: 11, cols: 6 });
+        let stored = Weight::stored(
+            "w",
+            StoredMatrix {
+                block_type: BlockType::F32,
+                bytes,
+                rows: 11,
+                cols: 6,
+                precision: Precision::Precise,
+            },
+        );
         let dense = Weight::dense("w", &Tensor::from_vec(w, (11, 6), &Device::Cpu).unwrap(), false).unwrap();
         let x = tensor(&[rows, 6], 1);
         let one = run(&|x, _| linear(&x[0], &stored, None), std::slice::from_ref(&x), &[]);

@@ -1,128 +1,8 @@
-//! Processors of the x86-64 family.
+//! Processors of the x86-64 family with AVX2.
 
 use std::arch::x86_64::*;
 
-use super::Isa;
-
-/// AVX-512 with VNNI.
-#[derive(Clone, Copy)]
-pub(crate) struct Vnni;
-
-impl Isa for Vnni {
-    type Ints = __m512i;
-    type Floats = __m512;
-    const REGISTERS: usize = 32;
-
-    #[inline(always)]
-    unsafe fn load(from: *const u8) -> __m512i {
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> __m512i {
-        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> __m512i {
-        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> __m512 {
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_floats(from: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store_floats(to: *mut f32, values: __m512) {
-        unsafe { _mm512_storeu_ps(to, values) }
-    }
-    #[inline(always)]
-    unsafe fn whole(value: i32) -> __m512i {
-        unsafe { _mm512_set1_epi32(value) }
-    }
-    #[inline(always)]
-    unsafe fn float(value: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(value) }
-    }
-    #[inline(always)]
-    unsafe fn bits(bytes: __m512i, right: u32, mask: u8) -> __m512i {
-        unsafe {
-            // Counts are known once loops are unrolled, and become those of immediate shifts.
-            let moved = _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(right as i32));
-            _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
-        }
-    }
-    #[inline(always)]
-    unsafe fn beside(low: __m512i, bytes: __m512i, right: u32, left: u32, mask: u8) -> __m512i {
-        unsafe {
-            let moved = match right > left {
-                true => _mm512_srl_epi16(bytes, _mm_cvtsi32_si128((right - left) as i32)),
-                false => _mm512_sll_epi16(bytes, _mm_cvtsi32_si128((left - right) as i32)),
-            };
-            // low | (moved & mask)
-            _mm512_ternarylogic_epi32::<0xf8>(low, moved, _mm512_set1_epi8(mask as i8))
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sum: __m512i, codes: __m512i, x: *const i8) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
-    }
-    #[inline(always)]
-    unsafe fn join(high: __m512i, low: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low) }
-    }
-    #[inline(always)]
-    unsafe fn to_floats(values: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(values) }
-    }
-    #[inline(always)]
-    unsafe fn round(values: __m512) -> __m512i {
-        unsafe { _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(values, values), values) }
-    }
-    #[inline(always)]
-    unsafe fn store_bytes(to: *mut i8, values: __m512i) {
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(values)) }
-    }
-    #[inline(always)]
-    unsafe fn high(values: __m512i) -> __m512i {
-        unsafe {
-            let low = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(values));
-            _mm512_srai_epi32::<8>(_mm512_sub_epi32(values, low))
-        }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sum(values: __m512i) -> i32 {
-        unsafe { _mm512_reduce_add_epi32(values) }
-    }
-    #[inline(always)]
-    unsafe fn largest(a: __m512, b: __m512) -> f32 {
-        unsafe {
-            let magnitude = |x: __m512| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
-            // Magnitudes of floats are ordered as their bits are, those that are not finite last.
-            f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(a), magnitude(b))) as u32)
-        }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-}
+use super::{Isa, ROWS};
 
 /// AVX2 with FMA and F16C.
 #[derive(Clone, Copy)]
@@ -136,6 +16,22 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self::Ints {
         unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut u8, values: Self::Ints) {
+        unsafe {
+            _mm256_storeu_si256(to.cast(), values[0]);
+            _mm256_storeu_si256(to.add(32).cast(), values[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_to_write(to: *const u8) {
+        // Without effect on registers and memory; processors without it pass over it.
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) to, options(nostack, preserves_flags)) }
     }
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Self::Ints {
@@ -262,6 +158,80 @@ impl Isa for Avx2 {
             _mm256_srai_epi32::<8>(_mm256_sub_epi32(half, low))
         };
         [half(values[0]), half(values[1])]
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut i16, values: Self::Ints) {
+        // Saturated, which words that fit never are.
+        unsafe {
+            let words = _mm256_packs_epi32(values[0], values[1]);
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b1101_1000>(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(vectors: [Self::Ints; ROWS]) -> [Self::Ints; ROWS] {
+        let mut result = vectors;
+        for (of_rows, of_cols) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let rows: [__m256i; 8] = std::array::from_fn(|row| vectors[8 * of_rows + row][of_cols]);
+            // As for 16 lanes, of halves in place of quarters.
+            let mut mixed = rows;
+            for first in [0, 4] {
+                let [a, b, c, d] = std::array::from_fn(|at| rows[first + at]);
+                unsafe {
+                    let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+                    let (low_2, high_2) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+                    mixed[first] = _mm256_unpacklo_epi64(low, low_2);
+                    mixed[first + 1] = _mm256_unpackhi_epi64(low, low_2);
+                    mixed[first + 2] = _mm256_unpacklo_epi64(high, high_2);
+                    mixed[first + 3] = _mm256_unpackhi_epi64(high, high_2);
+                }
+            }
+            for at in 0..4 {
+                let (a, b) = (mixed[at], mixed[4 + at]);
+                unsafe {
+                    result[8 * of_cols + at][of_rows] = _mm256_permute2x128_si256::<0x20>(a, b);
+                    result[8 * of_cols + 4 + at][of_rows] = _mm256_permute2x128_si256::<0x31>(a, b);
+                }
+            }
+        }
+        result
+    }
+    #[inline(always)]
+    unsafe fn f16_pairs(pairs: Self::Ints) -> [Self::Floats; 2] {
+        let floats = |halves: __m256i| unsafe {
+            let words = _mm256_packus_epi32(halves, halves);
+            _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(words)))
+        };
+        let low = |half: __m256i| unsafe { floats(_mm256_and_si256(half, _mm256_set1_epi32(0xffff))) };
+        let high = |half: __m256i| unsafe { floats(_mm256_srli_epi32::<16>(half)) };
+        [[low(pairs[0]), low(pairs[1])], [high(pairs[0]), high(pairs[1])]]
+    }
+    #[inline(always)]
+    unsafe fn bf16_pairs(pairs: Self::Ints) -> [Self::Floats; 2] {
+        let low = |half: __m256i| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half)) };
+        let high = |half: __m256i| unsafe {
+            _mm256_castsi256_ps(_mm256_and_si256(half, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        };
+        [[low(pairs[0]), low(pairs[1])], [high(pairs[0]), high(pairs[1])]]
+    }
+    #[inline(always)]
+    unsafe fn larger_halves(most: Self::Ints, pairs: Self::Ints) -> Self::Ints {
+        let half = |most, half| unsafe {
+            _mm256_max_epu16(most, _mm256_and_si256(half, _mm256_set1_epi16(i16::MAX)))
+        };
+        [half(most[0], pairs[0]), half(most[1], pairs[1])]
+    }
+    #[inline(always)]
+    unsafe fn pair_words(low: Self::Ints, high: Self::Ints) -> Self::Ints {
+        let half = |low, high| unsafe { _mm256_blend_epi16::<0xaa>(low, _mm256_slli_epi32::<16>(high)) };
+        [half(low[0], high[0]), half(low[1], high[1])]
+    }
+    #[inline(always)]
+    unsafe fn dot_words(sum: Self::Ints, codes: Self::Ints, x: *const i16) -> Self::Ints {
+        let half = |sum, codes| unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            _mm256_add_epi32(sum, _mm256_madd_epi16(codes, x))
+        };
+        [half(sum[0], codes[0]), half(sum[1], codes[1])]
     }
     #[inline(always)]
     unsafe fn add(a: Self::Ints, b: Self::Ints) -> Self::Ints {
