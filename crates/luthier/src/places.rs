@@ -86,6 +86,9 @@ fn check_is_model(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// What is read of a model's small files once it runs.
+const GENERATION_CONFIG: &str = "generation_config.json";
+
 /// Opens MODEL and makes it ready to score and generate, every weight as its file has it.
 pub fn load(model: &str) -> anyhow::Result<Loaded> {
     let checkpoint = open(model).with_context(|| format!("model {model}"))?;
@@ -95,7 +98,7 @@ pub fn load(model: &str) -> anyhow::Result<Loaded> {
 }
 
 /// As [`load`], with quantised matrices packed for products in whole numbers. `reads_text`: makes the tokenizer too, before
-/// the weights, since what it is made of takes as much memory for a moment as a small model.
+/// the weights, since what it is made of takes as much memory for a moment as a small model; there is none otherwise.
 pub fn load_packed(model: &str, precision: Precision, reads_text: bool) -> anyhow::Result<Loaded> {
     let mut checkpoint = open(model).with_context(|| format!("model {model}"))?;
     let tokenizer = if reads_text { tokenizer_if_any(&checkpoint)? } else { None };
@@ -103,6 +106,7 @@ pub fn load_packed(model: &str, precision: Precision, reads_text: bool) -> anyho
     let model =
         luthier_arch::load_packed(&checkpoint, precision).with_context(|| format!("model {model}"))?;
     checkpoint.tensors = Arc::new(HeadersOnly(checkpoint.tensors.infos().to_vec()));
+    checkpoint.side_files.retain(|file| file.name == GENERATION_CONFIG);
     luthier_kernels::process::give_back_freed_memory();
     Ok(Loaded { checkpoint, model, tokenizer: RefCell::new(tokenizer) })
 }
@@ -165,7 +169,7 @@ impl Loaded {
 
     /// Tokens that end a text: those of the tokenizer, generation_config.json and config.json.
     pub fn end_ids(&self, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
-        let generation = self.checkpoint.side_file("generation_config.json");
+        let generation = self.checkpoint.side_file(GENERATION_CONFIG);
         let generation: Option<serde_json::Map<String, serde_json::Value>> =
             generation.and_then(|bytes| serde_json::from_slice(bytes).ok());
         luthier_generate::end_token_ids(&self.checkpoint.config, generation.as_ref(), tokenizer)

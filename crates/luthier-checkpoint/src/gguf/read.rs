@@ -136,6 +136,9 @@ impl TensorSource for Gguf {
 fn open_part(path: &Path) -> Result<(Arc<MappedFile>, Header)> {
     let map = MappedFile::open(path)?;
     let header = Header::parse(map.bytes()).map_err(|what| Error::format(path, what))?;
+    // What has been read is not read again: a piece gives its pages back.
+    let end = header.entries.iter().map(|(_, range)| range.start).min().unwrap_or(map.bytes().len());
+    drop(map.share(0..end));
     Ok((map, header))
 }
 
