@@ -84,14 +84,10 @@ impl LlamaCpp {
     }
 
     /// What llama-perplexity says of a text at window 512.
-    pub(crate) fn perplexity(&self, model: &Path, text: &Path) -> Result<f64> {
+    pub(crate) fn perplexity(&self, model: &Path, text: &Path, threads: usize) -> Result<f64> {
         let mut command = Command::new(self.programs.join("llama-perplexity"));
-        command.arg("--model").arg(model).arg("--file").arg(text).args([
-            "--ctx-size",
-            "512",
-            "--threads",
-            "2",
-        ]);
+        command.arg("--model").arg(model).arg("--file").arg(text);
+        command.args(["--ctx-size", "512", "--threads", &threads.to_string()]);
         let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);

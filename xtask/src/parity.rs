@@ -138,7 +138,7 @@ impl Setting {
         let method = ["--method", "llama.cpp", "--window", "512"];
         let ours = self.luthier(&[&["perplexity", path, "--text", text], &method[..]].concat())?;
         let ours = ours["perplexity"].as_f64().context("perplexity printed no number")?;
-        let theirs = llama_cpp.perplexity(model, &self.text)?;
+        let theirs = llama_cpp.perplexity(model, &self.text, 2)?;
         let line = format!("{name} against llama-perplexity: ours {ours:.4}, theirs {theirs:.4}");
         note(line, (ours / theirs - 1.0).abs() <= bound, failures);
         Ok(())

@@ -64,6 +64,13 @@ pub(crate) static BITSANDBYTES: Environment = Environment {
     ],
 };
 
+/// mistral.rs, to compare speed with.
+pub(crate) static MISTRALRS: Environment = Environment {
+    name: "mistralrs",
+    variable: "LUTHIER_MISTRALRS_PYTHON",
+    requirements: &["mistralrs==0.9.5"],
+};
+
 /// Trimmed vocabularies.
 pub(crate) static VOCABTRIMMER: Environment = Environment {
     name: "vocabtrimmer",
@@ -78,7 +85,7 @@ pub(crate) static VOCABTRIMMER: Environment = Environment {
     ],
 };
 
-static ALL: [&Environment; 4] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &VOCABTRIMMER];
+static ALL: [&Environment; 5] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &MISTRALRS, &VOCABTRIMMER];
 
 /// Makes the environment where it is missing, checks the versions, and prints the interpreter's path.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -1,53 +1,58 @@
-//! `cargo xtask bench decode`: reading a prompt and decoding beside llama.cpp, file by file, interleaved in one run.
+//! `cargo xtask bench decode`: reading a prompt and decoding beside other programs, file by file, interleaved in one run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
 
-use super::{json_of, median, number, option, say, write_run};
-use crate::llama_cpp::LlamaCpp;
+use super::peers::Peer;
+use super::{billion, json_of, machine, median, number, option, peers, say, write_run};
 use crate::python_env::succeed;
 
 pub(super) const HELP: &str =
-    "bench decode [--types Q4_0,Q8_0,Q4_K_M,F16 | --model FILE.gguf] [--rounds 5] [--threads 2]
-  SmolLM2-135M in each type: prompt of 512 tokens, 128 tokens after it, 128 tokens from an empty context, and 8 sequences
-  together (ours alone). llama.cpp is built where it is missing, or its programs are in the folder that LUTHIER_LLAMA_CPP
-  names.";
+    "bench decode [--types Q4_0,Q8_0,Q4_K_M,F16 | --model FILE.gguf] [--shape smollm2|billion] [--rounds 5] [--threads 2]
+      [--against llama.cpp,transformers,candle,mistralrs]
+  SmolLM2-135M (or a Llama of 978 million random parameters) in each type: prompt of 512 tokens, 128 tokens after it, 128
+  tokens from an empty context, and 8 sequences together (ours alone). Without --against: llama.cpp, built where it is missing,
+  or its programs are in the folder that LUTHIER_LLAMA_CPP names. What cannot be set up is reported and left out.";
 
-const PROMPT_TOKENS: usize = 512;
-const NEW_TOKENS: usize = 128;
+pub(super) const PROMPT_TOKENS: usize = 512;
+pub(super) const NEW_TOKENS: usize = 128;
 const TOGETHER: usize = 8;
 
 /// One kind of work: its name, and the key of its figure.
-const WORKS: [&str; 3] = ["prefill", "decode after a prompt", "decode from nothing"];
+pub(super) const WORKS: [&str; 3] = ["prefill", "decode after a prompt", "decode from nothing"];
 
-/// Runs both sides `rounds` times in turn and prints medians and ratios.
+/// Runs all sides `rounds` times in turn and prints medians and ratios.
 pub(super) fn run(arguments: &[String]) -> Result<()> {
-    let (rounds, threads) =
-        (number(arguments, "--rounds", 5)?, number(arguments, "--threads", 2)?.to_string());
+    let (rounds, threads) = (number(arguments, "--rounds", 5)?, number(arguments, "--threads", 2)?);
     let program = crate::built_program()?;
-    let peer = crate::llama_cpp::build()?;
-    let files = match option(arguments, "--model") {
-        Some(file) => {
+    let peers = peers::named(arguments)?;
+    let kinds = option(arguments, "--types").unwrap_or_else(|| "Q4_0,Q8_0,Q4_K_M,F16".to_string());
+    let kinds = kinds.split(',');
+    let shape = option(arguments, "--shape").unwrap_or_else(|| "smollm2".to_string());
+    let files = match (option(arguments, "--model"), shape.as_str()) {
+        (Some(file), _) => {
             let path = PathBuf::from(&file);
             let name = path.file_stem().map_or(file, |stem| stem.to_string_lossy().into_owned());
             vec![(name, path)]
         }
-        None => {
-            let types = option(arguments, "--types").unwrap_or_else(|| "Q4_0,Q8_0,Q4_K_M,F16".to_string());
-            types.split(',').map(|kind| smollm2(&program, kind)).collect::<Result<Vec<_>>>()?
-        }
+        (None, "smollm2") => kinds.map(|kind| smollm2(&program, kind)).collect::<Result<_>>()?,
+        (None, "billion") => kinds
+            .map(|kind| Ok((format!("billion-{kind}"), billion::gguf(&program, kind)?)))
+            .collect::<Result<_>>()?,
+        (None, other) => bail!("--shape {other}: there are smollm2 and billion"),
     };
+    let sides = Sides { program, peers, rounds, threads };
     for (name, file) in &files {
-        compare(name, file, &program, &peer, rounds, &threads)?;
+        sides.compare(name, file)?;
     }
     Ok(())
 }
 
 /// SmolLM2-135M in a type, made where it is missing.
-fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
+pub(super) fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
     let folder = crate::root().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let file = folder.join(format!("smollm2-135m-{kind}.gguf"));
@@ -64,65 +69,74 @@ fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
     Ok((kind.to_string(), file))
 }
 
-fn compare(
-    name: &str,
-    file: &Path,
-    program: &Path,
-    peer: &LlamaCpp,
+struct Sides {
+    program: PathBuf,
+    peers: Vec<Peer>,
     rounds: usize,
-    threads: &str,
-) -> Result<()> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        let own = |prompt: usize, batch: usize| -> Result<Value> {
-            let counts = [prompt, NEW_TOKENS, batch].map(|n| n.to_string());
-            let mut command = Command::new(program);
-            command.arg("bench").arg(file).args(["--prompt-tokens", &counts[0], "--new-tokens", &counts[1]]);
-            json_of(command.args(["--batch", &counts[2], "--threads", threads, "--json"]))
+    threads: usize,
+}
+
+impl Sides {
+    fn compare(&self, name: &str, file: &Path) -> Result<()> {
+        let mut ours = Vec::new();
+        let mut theirs: Vec<Vec<Value>> = self.peers.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.rounds {
+            ours.push(self.own(file)?);
+            for (peer, runs) in self.peers.iter().zip(&mut theirs) {
+                runs.push((peer.measure)(file, &self.threads.to_string())?);
+            }
+        }
+        let file_bytes = std::fs::metadata(file)?.len() as f64;
+        let memory_gb = machine::memory_gb_per_s(self.threads)?;
+        let mut summary = Map::new();
+        let mut words = Vec::new();
+        for work in WORKS {
+            words.push(format!("{work} {:.0}", median(&ours, work)?));
+        }
+        let read_share = median(&ours, WORKS[2])? * file_bytes / 1e9 / memory_gb;
+        say(&format!(
+            "{name}: {} tokens/s; the last at {:.0}% of reading memory; {TOGETHER} together {:.2} x one; load {:.0} ms; memory \
+             {:.0} MB over the file's {:.0}",
+            words.join(", "),
+            100.0 * read_share,
+            median(&ours, "together")? / median(&ours, WORKS[2])?,
+            median(&ours, "load_ms")?,
+            (median(&ours, "peak_rss_bytes")? - file_bytes) / 1e6,
+            file_bytes / 1e6
+        ));
+        for (peer, runs) in self.peers.iter().zip(&theirs) {
+            let mut ratios = Map::new();
+            let mut words = Vec::new();
+            for work in WORKS {
+                let (own, other) = (median(&ours, work)?, median(runs, work)?);
+                ratios.insert(work.to_string(), json!(own / other));
+                words.push(format!("{work} {other:.0} tokens/s ({:.2} x)", own / other));
+            }
+            say(&format!("  {}: {}", peer.name, words.join(", ")));
+            summary.insert(peer.name.to_string(), json!({"ratios": ratios, "runs": runs}));
+        }
+        let summary = json!({
+            "rounds": self.rounds, "threads": self.threads, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS,
+            "file_bytes": file_bytes, "memory_read_gb_per_s": memory_gb, "share_of_reading_memory": read_share,
+            "luthier": ours, "against": summary,
+        });
+        write_run(&format!("decode-{name}"), &summary)
+    }
+
+    /// One run of each work.
+    fn own(&self, file: &Path) -> Result<Value> {
+        let run = |prompt: usize, batch: usize| -> Result<Value> {
+            let [prompt, new, batch, threads] =
+                [prompt, NEW_TOKENS, batch, self.threads].map(|n| n.to_string());
+            let mut command = Command::new(&self.program);
+            command.arg("bench").arg(file).args(["--prompt-tokens", &prompt, "--new-tokens", &new]);
+            json_of(command.args(["--batch", &batch, "--threads", &threads, "--json"]))
         };
-        let (after, from_nothing) = (own(PROMPT_TOKENS, 1)?, own(1, 1)?);
-        let together = own(1, TOGETHER)?;
-        ours.push(json!({
+        let (after, from_nothing, together) = (run(PROMPT_TOKENS, 1)?, run(1, 1)?, run(1, TOGETHER)?);
+        Ok(json!({
             WORKS[0]: after["prefill_tokens_per_s"], WORKS[1]: after["decode_tokens_per_s"],
             WORKS[2]: from_nothing["decode_tokens_per_s"], "together": together["decode_tokens_per_s"],
             "load_ms": after["load_ms"], "peak_rss_bytes": after["peak_rss_bytes"],
-        }));
-        let speed = |work: &[&str]| peer_speed(peer, file, threads, work);
-        theirs.push(json!({
-            WORKS[0]: speed(&["-p", "512", "-n", "0"])?, WORKS[1]: speed(&["-p", "0", "-n", "128", "-d", "512"])?,
-            WORKS[2]: speed(&["-p", "0", "-n", "128"])?,
-        }));
+        }))
     }
-    let mut ratios = serde_json::Map::new();
-    let mut words = Vec::new();
-    for work in WORKS {
-        let (own, peer) = (median(&ours, work)?, median(&theirs, work)?);
-        ratios.insert(work.to_string(), json!(own / peer));
-        words.push(format!("{work} {own:.0} to {peer:.0} tokens/s ({:.2} x)", own / peer));
-    }
-    let together = median(&ours, "together")? / median(&ours, WORKS[2])?;
-    let (load_ms, memory_bytes) = (median(&ours, "load_ms")?, median(&ours, "peak_rss_bytes")?);
-    let file_bytes = std::fs::metadata(file)?.len();
-    say(&format!(
-        "{name}: {}; {TOGETHER} together {together:.2} x one; load {load_ms:.0} ms; memory {:.0} MB over the file's {:.0}",
-        words.join(", "),
-        (memory_bytes - file_bytes as f64) / 1e6,
-        file_bytes as f64 / 1e6
-    ));
-    let summary = json!({
-        "rounds": rounds, "threads": threads, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS,
-        "ratios": ratios, "together_ratio": together, "file_bytes": file_bytes, "luthier": ours, "llama.cpp": theirs,
-    });
-    write_run(&format!("decode-{name}"), &summary)
-}
-
-/// Tokens a second that llama-bench says, of one measurement after its warm-up.
-fn peer_speed(peer: &LlamaCpp, file: &Path, threads: &str, work: &[&str]) -> Result<f64> {
-    let mut command = Command::new(peer.programs().join("llama-bench"));
-    command.arg("-m").arg(file).args(["-t", threads, "-r", "1", "-o", "json"]).args(work);
-    let said = json_of(&mut command)?;
-    let speeds: Vec<f64> =
-        said.as_array().into_iter().flatten().filter_map(|one| one["avg_ts"].as_f64()).collect();
-    ensure!(speeds.len() == 1, "{command:?}: wanted one measurement, came {said}");
-    Ok(speeds[0])
 }

@@ -38,9 +38,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
         });
     let weights = whole_numbers();
     let int8_gops = products / best(rounds, || weights.multiply(&a, SIDE, &mut c));
-    let mut memory = LargePages::zeroed(MEMORY_BYTES)?;
-    // Untouched pages are all one page of zeros.
-    memory.as_mut().fill(1);
+    let memory = touched()?;
     let memory_gb = MEMORY_BYTES as f64 / 1e9 / best(rounds, || read_all(memory.as_ref()));
     const TURNS: usize = 64;
     let cache = &memory.as_ref()[..CACHE_BYTES];
@@ -61,6 +59,20 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
             "cached_file_read_gb_per_s": disk_read_gb, "file_copy_gb_per_s": disk_copy_gb,
         }),
     )
+}
+
+/// Gigabytes a second of reading memory that no cache holds.
+pub(super) fn memory_gb_per_s(threads: usize) -> Result<f64> {
+    pool::set_threads(threads);
+    let memory = touched()?;
+    Ok(MEMORY_BYTES as f64 / 1e9 / best(3, || read_all(memory.as_ref())))
+}
+
+/// Memory of its own: untouched pages are all one page of zeros.
+fn touched() -> Result<LargePages> {
+    let mut memory = LargePages::zeroed(MEMORY_BYTES)?;
+    memory.as_mut().fill(1);
+    Ok(memory)
 }
 
 /// Seconds of the fastest run, after one that does not count.

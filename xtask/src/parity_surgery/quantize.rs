@@ -127,7 +127,7 @@ impl Setting {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let ours: Value = serde_json::from_slice(&output.stdout)?;
         let ours = ours["perplexity"].as_f64().context("perplexity printed no number")?;
-        let theirs = self.llama_cpp.perplexity(&model, text)?;
+        let theirs = self.llama_cpp.perplexity(&model, text, 2)?;
         let line = format!("quantize {kind}: perplexity {ours:.4}, llama-perplexity's {theirs:.4}");
         Ok(Check { line, is_fine: (ours / theirs - 1.0).abs() <= PERPLEXITY_BOUND })
     }
