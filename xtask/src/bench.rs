@@ -74,8 +74,13 @@ fn run_folder() -> Result<PathBuf> {
     let date = Command::new("date").arg("+%Y-%m-%d").output()?;
     let date = String::from_utf8(date.stdout)?.trim().to_string();
     let cpu = std::fs::read_to_string(Path::new("/proc/cpuinfo")).unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
-    let slug: Vec<String> = model
+    let value = |key: &str| {
+        let line = cpu.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key));
+        line.and_then(|line| line.split(':').nth(1)).unwrap_or("unknown")
+    };
+    // Rented machines often hide the processor's name, but not its family and model.
+    let processor = [value("model name"), value("cpu family"), value("model")].join(" ");
+    let slug: Vec<String> = processor
         .split(|c: char| !c.is_ascii_alphanumeric())
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
