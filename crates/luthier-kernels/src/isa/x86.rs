@@ -72,6 +72,14 @@ impl Isa for Vnni {
         }
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> __m512i {
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: __m512i, codes: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(table, codes) }
+    }
+    #[inline(always)]
     unsafe fn dot<const WIDE: bool>(sum: __m512i, codes: __m512i, x: *const i8) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
     }
@@ -209,6 +217,14 @@ impl Isa for Avx2 {
             _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(mask as i8)))
         };
         [half(low[0], bytes[0]), half(low[1], bytes[1])]
+    }
+    #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Ints {
+        unsafe { [_mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())); 2] }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Ints, codes: Self::Ints) -> Self::Ints {
+        unsafe { [_mm256_shuffle_epi8(table[0], codes[0]), _mm256_shuffle_epi8(table[1], codes[1])] }
     }
     #[inline(always)]
     unsafe fn dot<const WIDE: bool>(sum: Self::Ints, codes: Self::Ints, x: *const i8) -> Self::Ints {
