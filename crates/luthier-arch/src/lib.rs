@@ -18,6 +18,7 @@ pub mod mixtral;
 pub mod model;
 pub mod mt5;
 pub mod observer;
+mod packing;
 pub mod qwen2;
 pub mod qwen2_moe;
 pub mod qwen3;

@@ -13,6 +13,7 @@ use luthier_kernels::pages::LargePages;
 use luthier_ops::{StoredMatrix, Weight};
 
 use crate::model::Model;
+use crate::packing::{kind, pack};
 use crate::weights::WeightSet;
 use crate::{Error, Result, finite, memory, table};
 
@@ -53,8 +54,9 @@ pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<
     let layout = shape.layout();
     let stored = check_tensors(&layout, checkpoint)?;
     compare_ties(&layout, checkpoint, &stored)?;
+    let kind = |spec: &TensorSpec| kind(checkpoint, &spec.name, stored[spec.name.as_str()]);
     let packed_bytes = |spec: &TensorSpec| match spec.shape[..] {
-        [rows, cols] => Packed::bytes_for(stored[spec.name.as_str()], rows, cols),
+        [rows, cols] => Packed::bytes_for(kind(spec), rows, cols),
         _ => None,
     };
     let total: usize = layout.tensors.iter().filter_map(packed_bytes).sum();
@@ -62,32 +64,31 @@ pub fn load_packed(checkpoint: &Checkpoint, precision: Precision) -> Result<Box<
         .map_err(|source| Error::Use(format!("{total} bytes for the weights: the system says {source}")))?;
     let (mut start, mut places, mut plain) = (0, Vec::new(), Vec::new());
     for spec in &layout.tensors {
-        let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);
-        check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
         let place = packed_bytes(spec).map(|len| start..start + len);
-        match &place {
+        places.push(match place {
             Some(place) => {
-                finite::check(&spec.name, block_type, &bytes)?;
-                let target = &mut pages.as_mut()[place.clone()];
-                Packed::pack(block_type, &bytes, spec.shape[0], spec.shape[1], target);
                 start = place.end;
+                let packed = pack(checkpoint, spec, kind(spec), &mut pages.as_mut()[place.clone()])?;
+                Some((packed, place))
             }
-            None => plain.push((spec, block_type, bytes)),
-        }
-        places.push(place);
+            None => {
+                let (block_type, bytes) = (stored[spec.name.as_str()], checkpoint.tensors.read(&spec.name)?);
+                check_bytes(&spec.name, &spec.shape, block_type, bytes.len())?;
+                plain.push((spec, block_type, bytes));
+                None
+            }
+        });
     }
     check_values(&plain)?;
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let mut plain = plain.into_iter();
     let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(pages);
     let weights = layout.tensors.iter().zip(places).map(|(spec, place)| {
-        let Some(place) = place else {
+        let Some((packed, place)) = place else {
             return weight(plain.next().expect("one for each that is not packed"), &options, precision);
         };
         let bytes = SharedBytes::new(Arc::clone(&owner), place).expect("a place inside the pages");
-        let shape = (spec.shape[0], spec.shape[1]);
-        let packed = Packed::new(stored[spec.name.as_str()], shape, bytes, precision);
-        Ok(Weight::packed(&spec.name, packed))
+        Ok(Weight::packed(&spec.name, Packed::new(packed, bytes, precision)))
     });
     let weights = weights.collect::<Result<_>>()?;
     shape.build(&checkpoint.config, WeightSet::new(&layout, weights, &options.device)?)
@@ -227,7 +228,7 @@ fn weight((spec, block_type, bytes): Piece, options: &LoadOptions, precision: Pr
     Ok(Weight::dense(&spec.name, &values, options.trainable)?)
 }
 
-fn check_bytes(name: &str, shape: &[usize], block_type: BlockType, got: usize) -> Result<()> {
+pub(crate) fn check_bytes(name: &str, shape: &[usize], block_type: BlockType, got: usize) -> Result<()> {
     let cols = shape.last().copied().unwrap_or(1);
     let values: usize = shape.iter().product();
     let wanted = values / block_type.block_len() * block_type.block_bytes();

@@ -39,6 +39,60 @@ pub struct QuantState {
     pub nested_offset: Option<f32>,
 }
 
+/// How a matrix was rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// A scale for each row.
+    Int8,
+    /// A level for each value, a scale for `block_len` of them.
+    FourBits {
+        /// Values that share a scale.
+        block_len: usize,
+    },
+}
+
+/// A rounded matrix as it is stored, its scales as floats. What is read in its place is rounded once more, to the type that
+/// the weight had.
+#[derive(Clone, Debug)]
+pub enum RoundedMatrix {
+    /// value = code * scale / 127.
+    Int8 {
+        /// [rows, cols], signed.
+        codes: SharedBytes,
+        /// [rows].
+        scales: Vec<f32>,
+    },
+    /// value = levels[code] * scale.
+    FourBits {
+        /// What codes stand for.
+        levels: [f32; 16],
+        /// Two a byte, the first in the upper half.
+        codes: SharedBytes,
+        /// Of each `block_len` values.
+        scales: Vec<f32>,
+        /// Values that share a scale.
+        block_len: usize,
+    },
+}
+
+impl RoundedMatrix {
+    /// The first `n_values` values, row by row.
+    fn values(&self, n_values: usize) -> Vec<f32> {
+        let mut target = vec![0f32; n_values];
+        match self {
+            RoundedMatrix::Int8 { codes, scales } => {
+                let row_len = n_values.checked_div(scales.len()).unwrap_or(0).max(1);
+                let rows = target.chunks_exact_mut(row_len).zip(codes.chunks_exact(row_len));
+                rows.zip(scales).for_each(|((row, codes), scale)| dequantize_int8(codes, *scale, row));
+            }
+            RoundedMatrix::FourBits { levels, codes, scales, block_len } => {
+                dequantize_4bit(levels, codes, scales, *block_len, &mut target);
+            }
+        }
+        target
+    }
+}
+
 /// A folder's config and weights as plain floats; both as they are where bitsandbytes did not round them.
 pub fn restored(
     mut config: Map<String, Value>,
@@ -100,6 +154,11 @@ impl Restored {
         Ok(Restored { source, infos, rounded })
     }
 
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let info = self.infos.iter().find(|info| info.name == name);
+        info.ok_or_else(|| Error::tensor(name, "is not among these tensors"))
+    }
+
     /// A part of a weight, of that type.
     fn part(&self, name: &str, dtype: Dtype) -> Result<SharedBytes> {
         let info = self.source.infos().iter().find(|info| info.name == name);
@@ -116,7 +175,7 @@ impl Restored {
         values::to_f32(name, Dtype::F32, &bytes)
     }
 
-    fn four_bits(&self, name: &str, state: &QuantState) -> Result<Vec<f32>> {
+    fn four_bits(&self, name: &str, state: &QuantState) -> Result<RoundedMatrix> {
         let refused = |what: String| Error::tensor(name, what);
         let n_values = state.shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis));
         let packed = self.part(name, Dtype::U8)?;
@@ -135,9 +194,7 @@ impl Restored {
             let what = format!("has {} scales; wanted one for {} values", scales.len(), state.blocksize);
             return Err(refused(what));
         }
-        let mut target = vec![0f32; n_values];
-        dequantize_4bit(&levels, &packed, &scales, state.blocksize, &mut target);
-        Ok(target)
+        Ok(RoundedMatrix::FourBits { levels, codes: packed, scales, block_len: state.blocksize })
     }
 
     fn scales(&self, name: &str, state: &QuantState) -> Result<Vec<f32>> {
@@ -160,20 +217,14 @@ impl Restored {
         Ok(dequantize_nested(&map, &codes, &scales, block_len, offset))
     }
 
-    fn int8(&self, name: &str, scales: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    fn int8(&self, name: &str, scales_name: &str, shape: &[usize]) -> Result<RoundedMatrix> {
         let codes = self.part(name, Dtype::I8)?;
-        let all_scales = self.floats(scales)?;
-        let row_len = shape.last().copied().unwrap_or(0);
-        if shape.len() != 2 || all_scales.len() != shape[0] {
-            let what = format!("{} scales in {scales} do not go with shape {shape:?}", all_scales.len());
+        let scales = self.floats(scales_name)?;
+        if shape.len() != 2 || scales.len() != shape[0] {
+            let what = format!("{} scales in {scales_name} do not go with shape {shape:?}", scales.len());
             return Err(Error::tensor(name, what));
         }
-        let mut target = vec![0f32; codes.len()];
-        if row_len > 0 {
-            let rows = target.chunks_exact_mut(row_len).zip(codes.chunks_exact(row_len));
-            rows.zip(&all_scales).for_each(|((row, codes), scale)| dequantize_int8(codes, *scale, row));
-        }
-        Ok(target)
+        Ok(RoundedMatrix::Int8 { codes, scales })
     }
 }
 
@@ -183,17 +234,28 @@ impl TensorSource for Restored {
     }
 
     fn read(&self, name: &str) -> Result<SharedBytes> {
-        let info = self.infos.iter().find(|info| info.name == name);
-        let info = info.ok_or_else(|| Error::tensor(name, "is not among these tensors"))?;
-        let floats = match self.rounded.get(name) {
-            None => return self.source.read(name),
-            Some(Rounded::FourBits(state)) => self.four_bits(name, state)?,
-            Some(Rounded::Int8 { scales }) => self.int8(name, scales, &info.shape)?,
-        };
+        let info = self.info(name)?;
+        let Some(matrix) = self.read_rounded(name)? else { return self.source.read(name) };
+        let floats = matrix.values(info.shape.iter().product());
         let bytes: Vec<u8> = floats.iter().flat_map(|value| value.to_le_bytes()).collect();
         Ok(SharedBytes::from_vec(match info.dtype {
             Dtype::F32 => bytes,
             dtype => values::cast(name, Dtype::F32, &bytes, dtype)?,
+        }))
+    }
+
+    fn rounding(&self, name: &str) -> Option<Rounding> {
+        Some(match self.rounded.get(name)? {
+            Rounded::FourBits(state) => Rounding::FourBits { block_len: state.blocksize },
+            Rounded::Int8 { .. } => Rounding::Int8,
+        })
+    }
+
+    fn read_rounded(&self, name: &str) -> Result<Option<RoundedMatrix>> {
+        Ok(Some(match self.rounded.get(name) {
+            None => return Ok(None),
+            Some(Rounded::FourBits(state)) => self.four_bits(name, state)?,
+            Some(Rounded::Int8 { scales }) => self.int8(name, scales, &self.info(name)?.shape)?,
         }))
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
 
+use crate::bitsandbytes::{RoundedMatrix, Rounding};
 use crate::{Dtype, Error, Result};
 
 /// Name, type and shape of one tensor, from headers alone.
@@ -26,6 +27,14 @@ pub trait TensorSource: Send + Sync {
     fn infos(&self) -> &[TensorInfo];
     /// The bytes of one tensor; shared with the mapped file where it is stored as wanted.
     fn read(&self, name: &str) -> Result<SharedBytes>;
+    /// How bitsandbytes rounded a matrix whose values `read` gives; none for every other tensor.
+    fn rounding(&self, _name: &str) -> Option<Rounding> {
+        None
+    }
+    /// Such a matrix as it is stored; none for every other tensor.
+    fn read_rounded(&self, _name: &str) -> Result<Option<RoundedMatrix>> {
+        Ok(None)
+    }
     /// In what pieces, in bytes, `read_part` gives this tensor without making all of it first; none where it does not.
     fn part_bytes(&self, _name: &str) -> Option<usize> {
         None

@@ -42,6 +42,10 @@ pub(crate) trait Isa: Copy {
     unsafe fn bits(bytes: Self::Ints, right: u32, mask: u8) -> Self::Ints;
     /// The bits of `mask` of each byte after it is moved right, then left, beside those of `low`.
     unsafe fn beside(low: Self::Ints, bytes: Self::Ints, right: u32, left: u32, mask: u8) -> Self::Ints;
+    /// Sixteen bytes to look up.
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Ints;
+    /// The byte of the table that each byte of `codes`, below 16, names.
+    unsafe fn lookup(table: Self::Ints, codes: Self::Ints) -> Self::Ints;
     /// Each lane of `sum` and the four products of its bytes without sign in `codes` with the four signed bytes at `x`.
     /// `codes` of `WIDE` use all 8 bits, others at most 7.
     unsafe fn dot<const WIDE: bool>(sum: Self::Ints, codes: Self::Ints, x: *const i8) -> Self::Ints;
@@ -148,6 +152,15 @@ impl Isa for Plain {
     unsafe fn beside(low: [i32; ROWS], bytes: [i32; ROWS], right: u32, left: u32, mask: u8) -> [i32; ROWS] {
         let moved = |byte: u8| ((byte >> right) << left) & mask;
         std::array::from_fn(|lane| low[lane] | i32::from_ne_bytes(bytes[lane].to_ne_bytes().map(moved)))
+    }
+    #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> [i32; ROWS] {
+        bytes.map(i32::from)
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: [i32; ROWS], codes: [i32; ROWS]) -> [i32; ROWS] {
+        let found = |code: u8| table[usize::from(code % 16)] as u8;
+        codes.map(|lane| i32::from_ne_bytes(lane.to_ne_bytes().map(found)))
     }
     #[inline(always)]
     unsafe fn dot<const WIDE: bool>(sum: [i32; ROWS], codes: [i32; ROWS], x: *const i8) -> [i32; ROWS] {

@@ -107,6 +107,14 @@ impl Isa for Avx2 {
         [half(low[0], bytes[0]), half(low[1], bytes[1])]
     }
     #[inline(always)]
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Ints {
+        unsafe { [_mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())); 2] }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Ints, codes: Self::Ints) -> Self::Ints {
+        unsafe { [_mm256_shuffle_epi8(table[0], codes[0]), _mm256_shuffle_epi8(table[1], codes[1])] }
+    }
+    #[inline(always)]
     unsafe fn dot<const WIDE: bool>(sum: Self::Ints, codes: Self::Ints, x: *const i8) -> Self::Ints {
         let half = |sum: __m256i, codes: __m256i| unsafe {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());

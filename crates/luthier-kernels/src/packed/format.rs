@@ -22,6 +22,8 @@ pub(super) const STEPS: usize = BLOCK / 4;
 const PLANE: usize = 4 * ROWS;
 /// Bytes of an f16 for each row.
 const HALVES: usize = 2 * ROWS;
+/// Bytes of an f32 for each row.
+pub(super) const FLOATS: usize = 4 * ROWS;
 
 /// What codes are multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +37,16 @@ pub(super) enum Scales {
     },
     /// An f16 for each unit.
     Unit,
+    /// An f32 for each unit; codes are numbers of levels.
+    Levels,
+    /// An f32 for each row, behind its units.
+    Row,
 }
 
 /// One kind of packed matrix.
 pub(super) trait Format: Copy + Send + Sync + 'static {
-    const TYPE: BlockType;
+    /// ggml's type whose blocks are taken apart for it; none where a matrix of bitsandbytes is.
+    const TYPE: Option<BlockType>;
     /// Of a code.
     const BITS: usize;
     /// Taken from every code.
@@ -52,7 +59,7 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
 
     /// Blocks of a unit.
     const UNIT: usize = match Self::SCALES {
-        Scales::Block => 2,
+        Scales::Block | Scales::Levels | Scales::Row => 2,
         Scales::Small { .. } | Scales::Unit => 8,
     };
     /// Bytes of a block's codes.
@@ -63,6 +70,13 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
         Scales::Block => Self::UNIT * HALVES,
         Scales::Small { .. } => Self::UNIT * Self::PARTS * ROWS + HALVES,
         Scales::Unit => HALVES,
+        Scales::Levels => FLOATS,
+        Scales::Row => 0,
+    };
+    /// Bytes behind the units of a group.
+    const TAIL_BYTES: usize = match Self::SCALES {
+        Scales::Row => FLOATS,
+        _ => 0,
     };
     const MINIMA_AT: usize = Self::SCALES_AT + Self::SCALE_BYTES;
     /// Of 16 rows, a whole number of cache lines.
@@ -72,15 +86,17 @@ pub(super) trait Format: Copy + Send + Sync + 'static {
     })
     .next_multiple_of(PLANE);
     /// Whether products need all eight bits without sign.
-    const WIDE_CODES: bool = Self::BITS == 8;
+    const WIDE_CODES: bool = Self::BITS == 8 || Self::HAS_LEVELS;
+    /// Whether codes are numbers of levels.
+    const HAS_LEVELS: bool = matches!(Self::SCALES, Scales::Levels);
 }
 
 macro_rules! format {
-    ($name:ident, $bits:literal, $offset:literal, $parts:literal, $scales:expr, $minimum:literal) => {
+    ($name:ident, $type:expr, $bits:literal, $offset:literal, $parts:literal, $scales:expr, $minimum:literal) => {
         #[derive(Clone, Copy)]
         pub(super) struct $name;
         impl Format for $name {
-            const TYPE: BlockType = BlockType::$name;
+            const TYPE: Option<BlockType> = $type;
             const BITS: usize = $bits;
             const OFFSET: i32 = $offset;
             const PARTS: usize = $parts;
@@ -89,73 +105,84 @@ macro_rules! format {
         }
     };
 }
-format!(Q4_0, 4, 8, 1, Scales::Block, 0);
-format!(Q5_0, 5, 16, 1, Scales::Block, 0);
-format!(Q8_0, 8, 128, 1, Scales::Block, 0);
-format!(Q4_1, 4, 0, 1, Scales::Block, 1);
-format!(Q5_1, 5, 0, 1, Scales::Block, 1);
-format!(Q2K, 2, 0, 2, Scales::Small { signed: false }, -1);
-format!(Q3K, 3, 4, 2, Scales::Small { signed: true }, 0);
-format!(Q4K, 4, 0, 1, Scales::Small { signed: false }, -1);
-format!(Q5K, 5, 0, 1, Scales::Small { signed: false }, -1);
-format!(Q6K, 6, 32, 2, Scales::Small { signed: true }, 0);
-format!(TQ1_0, 2, 1, 1, Scales::Unit, 0);
-format!(TQ2_0, 2, 1, 1, Scales::Unit, 0);
+format!(Q4_0, Some(BlockType::Q4_0), 4, 8, 1, Scales::Block, 0);
+format!(Q5_0, Some(BlockType::Q5_0), 5, 16, 1, Scales::Block, 0);
+format!(Q8_0, Some(BlockType::Q8_0), 8, 128, 1, Scales::Block, 0);
+format!(Q4_1, Some(BlockType::Q4_1), 4, 0, 1, Scales::Block, 1);
+format!(Q5_1, Some(BlockType::Q5_1), 5, 0, 1, Scales::Block, 1);
+format!(Q2K, Some(BlockType::Q2K), 2, 0, 2, Scales::Small { signed: false }, -1);
+format!(Q3K, Some(BlockType::Q3K), 3, 4, 2, Scales::Small { signed: true }, 0);
+format!(Q4K, Some(BlockType::Q4K), 4, 0, 1, Scales::Small { signed: false }, -1);
+format!(Q5K, Some(BlockType::Q5K), 5, 0, 1, Scales::Small { signed: false }, -1);
+format!(Q6K, Some(BlockType::Q6K), 6, 32, 2, Scales::Small { signed: true }, 0);
+format!(TQ1_0, Some(BlockType::TQ1_0), 2, 1, 1, Scales::Unit, 0);
+format!(TQ2_0, Some(BlockType::TQ2_0), 2, 1, 1, Scales::Unit, 0);
+format!(Int8, None, 8, 128, 1, Scales::Row, 0);
+format!(FourBits, None, 4, 128, 1, Scales::Levels, 0);
 
-/// Runs generic code for the format of a type; none for types that are not packed.
+/// Runs generic code for the format of a kind of matrix; none for those that are not packed.
 macro_rules! with_format {
-    ($block_type:expr, $format:ident => $work:expr) => {{
+    ($kind:expr, $format:ident => $work:expr) => {{
         use crate::blocks::BlockType::*;
-        match $block_type {
-            Q4_0 => {
+        use crate::packed::Kind;
+        match $kind {
+            Kind::Blocks(Q4_0) => {
                 type $format = crate::packed::format::Q4_0;
                 Some($work)
             }
-            Q4_1 => {
+            Kind::Blocks(Q4_1) => {
                 type $format = crate::packed::format::Q4_1;
                 Some($work)
             }
-            Q5_0 => {
+            Kind::Blocks(Q5_0) => {
                 type $format = crate::packed::format::Q5_0;
                 Some($work)
             }
-            Q5_1 => {
+            Kind::Blocks(Q5_1) => {
                 type $format = crate::packed::format::Q5_1;
                 Some($work)
             }
-            Q8_0 => {
+            Kind::Blocks(Q8_0) => {
                 type $format = crate::packed::format::Q8_0;
                 Some($work)
             }
-            Q2K => {
+            Kind::Blocks(Q2K) => {
                 type $format = crate::packed::format::Q2K;
                 Some($work)
             }
-            Q3K => {
+            Kind::Blocks(Q3K) => {
                 type $format = crate::packed::format::Q3K;
                 Some($work)
             }
-            Q4K => {
+            Kind::Blocks(Q4K) => {
                 type $format = crate::packed::format::Q4K;
                 Some($work)
             }
-            Q5K => {
+            Kind::Blocks(Q5K) => {
                 type $format = crate::packed::format::Q5K;
                 Some($work)
             }
-            Q6K => {
+            Kind::Blocks(Q6K) => {
                 type $format = crate::packed::format::Q6K;
                 Some($work)
             }
-            TQ1_0 => {
+            Kind::Blocks(TQ1_0) => {
                 type $format = crate::packed::format::TQ1_0;
                 Some($work)
             }
-            TQ2_0 => {
+            Kind::Blocks(TQ2_0) => {
                 type $format = crate::packed::format::TQ2_0;
                 Some($work)
             }
-            F32 | F16 | BF16 => None,
+            Kind::Int8 => {
+                type $format = crate::packed::format::Int8;
+                Some($work)
+            }
+            Kind::FourBits => {
+                type $format = crate::packed::format::FourBits;
+                Some($work)
+            }
+            Kind::Blocks(F32 | F16 | BF16) => None,
         }
     }};
 }
@@ -168,7 +195,7 @@ pub(super) fn units<F: Format>(cols: usize) -> usize {
 
 /// Bytes of a group of 16 rows.
 pub(super) fn group_bytes<F: Format>(cols: usize) -> usize {
-    units::<F>(cols) * F::UNIT_BYTES
+    units::<F>(cols) * F::UNIT_BYTES + F::TAIL_BYTES
 }
 
 on_processor! {
@@ -180,7 +207,8 @@ on_processor! {
 /// As [`Isa`], of which it only wants the compiler's vector code.
 #[inline(always)]
 unsafe fn pack_group_on<I: Isa, F: Format>(rows: &[u8], n_rows: usize, cols: usize, group: &mut [u8]) {
-    let (block_len, block_bytes) = (F::TYPE.block_len(), F::TYPE.block_bytes());
+    let block_type = F::TYPE.expect("a format of ggml's blocks");
+    let (block_len, block_bytes) = (block_type.block_len(), block_type.block_bytes());
     let row_bytes = cols / block_len * block_bytes;
     let mut taken = Taken::new();
     for (unit_at, unit) in group.chunks_exact_mut(F::UNIT_BYTES).enumerate() {
@@ -194,8 +222,8 @@ unsafe fn pack_group_on<I: Isa, F: Format>(rows: &[u8], n_rows: usize, cols: usi
             }
             for row in 0..n_rows {
                 let block = &rows[row * row_bytes + number * block_bytes..][..block_bytes];
-                take(F::TYPE, block, &mut taken);
-                put::<F>(unit, part * block_len / BLOCK, row, &taken);
+                take(block_type, block, &mut taken);
+                put::<F>(unit, part * block_len / BLOCK, block_len / BLOCK, row, &taken);
             }
         }
     }
@@ -203,8 +231,7 @@ unsafe fn pack_group_on<I: Isa, F: Format>(rows: &[u8], n_rows: usize, cols: usi
 
 /// Puts what a file's block holds into lane `row`, from block `first` of the unit on.
 #[inline(always)]
-fn put<F: Format>(unit: &mut [u8], first: usize, row: usize, taken: &Taken) {
-    let n_blocks = F::TYPE.block_len() / BLOCK;
+fn put<F: Format>(unit: &mut [u8], first: usize, n_blocks: usize, row: usize, taken: &Taken) {
     for block in 0..n_blocks {
         let codes = &taken.codes[block * BLOCK..][..BLOCK];
         put_codes::<F>(&mut unit[(first + block) * F::CODE_BYTES..][..F::CODE_BYTES], row, codes);
@@ -229,12 +256,14 @@ fn put<F: Format>(unit: &mut [u8], first: usize, row: usize, taken: &Taken) {
                     .for_each(|(at, small)| unit[start + at * ROWS + row] = *small);
                 halves(unit, start + n_small * ROWS, half);
             }
+            Scales::Levels | Scales::Row => unreachable!("ggml's blocks have scales of their own"),
         }
     }
 }
 
+/// Puts the codes of one block of 32 columns into lane `row` of its planes, which were zero.
 #[inline(always)]
-fn put_codes<F: Format>(planes: &mut [u8], row: usize, codes: &[u8]) {
+pub(super) fn put_codes<F: Format>(planes: &mut [u8], row: usize, codes: &[u8]) {
     let lane = row * 4;
     let mut at = 0;
     if F::BITS == 8 {
@@ -321,6 +350,8 @@ pub(super) unsafe fn scales<I: Isa, F: Format>(
                 let whole = I::load_f16(scales.add(F::UNIT * F::PARTS * ROWS));
                 I::mul(I::to_floats(small), whole)
             }
+            Scales::Levels => I::load_floats(scales.cast()),
+            Scales::Row => unreachable!("a row's scale stands behind its units"),
         }
     }
 }

@@ -7,17 +7,21 @@
 mod activations;
 mod codes;
 mod format;
+mod int8;
+mod levels;
 mod product;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use crate::isa::ROWS;
 use activations::{Activations, Wanted};
 pub(crate) use activations::{TILE, tile_rows};
 use codes::BLOCK;
 use format::{Format, group_bytes, pack_group, units, with_format};
+use levels::{Levels, SCALED};
 
 use crate::blocks::BlockType;
 use crate::bytes::SharedBytes;
@@ -36,14 +40,78 @@ pub enum Precision {
     Fast,
 }
 
+/// Which encoding a matrix has in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// ggml's blocks of a type.
+    Blocks(BlockType),
+    /// bitsandbytes' int8: a scale for each row.
+    Int8,
+    /// bitsandbytes' nf4 and fp4: numbers of sixteen levels, a scale for each 64 values or whole multiples of them.
+    FourBits,
+}
+
+/// A matrix [rows, cols] as its file has it.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'s> {
+    /// Rows of whole blocks.
+    Blocks(BlockType, &'s [u8]),
+    /// w = code * scale / 127.
+    Int8 {
+        /// [rows, cols], signed.
+        codes: &'s [u8],
+        /// [rows].
+        scales: &'s [f32],
+    },
+    /// w = levels[code] * scale.
+    FourBits {
+        /// What codes stand for.
+        levels: &'s [f32; 16],
+        /// [rows * cols / 2], the first of two in the upper half.
+        codes: &'s [u8],
+        /// Of each `block_len` values.
+        scales: &'s [f32],
+        /// A multiple of 64, as `cols` is.
+        block_len: usize,
+    },
+}
+
+impl Stored<'_> {
+    fn kind(&self) -> Kind {
+        match self {
+            Stored::Blocks(block_type, _) => Kind::Blocks(*block_type),
+            Stored::Int8 { .. } => Kind::Int8,
+            Stored::FourBits { .. } => Kind::FourBits,
+        }
+    }
+
+    fn levels(&self) -> Option<Levels> {
+        match self {
+            Stored::FourBits { levels, .. } => Some(Levels::new(**levels)),
+            _ => None,
+        }
+    }
+}
+
 /// A quantised matrix [rows, cols], packed for products.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    block_type: BlockType,
+    kind: Kind,
+    /// Where the kind has them.
+    levels: Option<Arc<Levels>>,
     rows: usize,
     cols: usize,
     bytes: SharedBytes,
     precision: Precision,
+}
+
+/// What the bytes of a packed matrix mean.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    kind: Kind,
+    levels: Option<Arc<Levels>>,
+    rows: usize,
+    cols: usize,
 }
 
 thread_local! {
@@ -54,47 +122,64 @@ thread_local! {
 const CACHED_VALUES: usize = 1 << 19;
 
 impl Packed {
-    /// Bytes that a matrix takes; none for types that are not packed.
-    pub fn bytes_for(block_type: BlockType, rows: usize, cols: usize) -> Option<usize> {
-        with_format!(block_type, F => rows.div_ceil(ROWS) * group_bytes::<F>(cols))
+    /// Whether 4-bit codes are packed of which that many share a scale.
+    pub fn takes_blocks_of(block_len: usize) -> bool {
+        block_len > 0 && block_len.is_multiple_of(SCALED)
     }
 
-    /// Packs a matrix of a file into `target`, on all threads.
+    /// Bytes that a matrix takes; none for kinds and shapes that are not packed.
+    pub fn bytes_for(kind: Kind, rows: usize, cols: usize) -> Option<usize> {
+        if kind == Kind::FourBits && !cols.is_multiple_of(SCALED) {
+            return None;
+        }
+        with_format!(kind, F => rows.div_ceil(ROWS) * group_bytes::<F>(cols))
+    }
+
+    /// Packs a matrix of a file into `target`, on all threads. What comes back goes to [`Packed::new`] with those bytes.
     ///
     /// # Panics
-    /// Where lengths do not belong together, or the type is not packed.
-    pub fn pack(block_type: BlockType, source: &[u8], rows: usize, cols: usize, target: &mut [u8]) {
-        let row_bytes = block_type.bytes_for(cols).expect("a row is whole blocks");
-        assert_eq!(source.len(), rows * row_bytes, "bytes of {rows} rows");
-        assert_eq!(Some(target.len()), Packed::bytes_for(block_type, rows, cols), "bytes of the target");
-        let packed = with_format!(block_type, F => {
-            let group = group_bytes::<F>(cols);
-            pool::run_chunks(target, group.max(1), &|at, target| {
-                let n_rows = ROWS.min(rows - at * ROWS);
-                let source = &source[at * ROWS * row_bytes..][..n_rows * row_bytes];
-                pack_group::<F>(source, n_rows, cols, target);
-            });
-        });
-        assert!(packed.is_some(), "{} is not packed", block_type.name());
+    /// Where lengths do not belong together, or the kind is not packed.
+    pub fn pack(stored: Stored, rows: usize, cols: usize, target: &mut [u8]) -> Layout {
+        let kind = stored.kind();
+        assert_eq!(Some(target.len()), Packed::bytes_for(kind, rows, cols), "bytes of the target");
+        match stored {
+            Stored::Blocks(block_type, bytes) => {
+                let row_bytes = block_type.bytes_for(cols).expect("a row is whole blocks");
+                assert_eq!(bytes.len(), rows * row_bytes, "bytes of {rows} rows");
+                let packed = with_format!(kind, F => pack_groups::<F>(target, rows, cols, &|at, n_rows, group| {
+                    let rows = &bytes[at * ROWS * row_bytes..][..n_rows * row_bytes];
+                    pack_group::<F>(rows, n_rows, cols, group);
+                }));
+                assert!(packed.is_some(), "{} is not packed", block_type.name());
+            }
+            Stored::Int8 { codes, scales } => {
+                assert_eq!((codes.len(), scales.len()), (rows * cols, rows), "codes and scales");
+                pack_groups::<format::Int8>(target, rows, cols, &|at, n_rows, group| {
+                    let codes = &codes[at * ROWS * cols..][..n_rows * cols];
+                    int8::pack_group(codes, &scales[at * ROWS..][..n_rows], cols, group);
+                });
+            }
+            Stored::FourBits { codes, scales, block_len, .. } => {
+                assert!(Packed::takes_blocks_of(block_len), "blocks of {block_len}");
+                let wanted = (rows * cols / 2, (rows * cols).div_ceil(block_len));
+                assert_eq!((codes.len(), scales.len()), wanted, "codes and scales");
+                pack_groups::<format::FourBits>(target, rows, cols, &|at, n_rows, group| {
+                    let first = at * ROWS * cols;
+                    levels::pack_group((codes, scales, block_len), first, (n_rows, cols), group);
+                });
+            }
+        }
+        Layout { kind, levels: stored.levels().map(Arc::new), rows, cols }
     }
 
     /// A matrix that [`Packed::pack`] packed.
     ///
     /// # Panics
     /// Where the bytes are not those of such a matrix.
-    pub fn new(
-        block_type: BlockType,
-        (rows, cols): (usize, usize),
-        bytes: SharedBytes,
-        precision: Precision,
-    ) -> Packed {
-        assert_eq!(Some(bytes.len()), Packed::bytes_for(block_type, rows, cols), "bytes of a packed matrix");
-        Packed { block_type, rows, cols, bytes, precision }
-    }
-
-    /// The type that it had in its file.
-    pub fn block_type(&self) -> BlockType {
-        self.block_type
+    pub fn new(layout: Layout, bytes: SharedBytes, precision: Precision) -> Packed {
+        let Layout { kind, levels, rows, cols } = layout;
+        assert_eq!(Some(bytes.len()), Packed::bytes_for(kind, rows, cols), "bytes of a packed matrix");
+        Packed { kind, levels, rows, cols, bytes, precision }
     }
 
     /// Outputs of the linear map (or entries of the embedding).
@@ -112,21 +197,35 @@ impl Packed {
         multiply_all(x, m, &mut [(self, y)]);
     }
 
-    /// The rows from `first` on as floats, bit for bit as [`crate::blocks::dequantize`] gives them.
+    /// The rows from `first` on as floats, bit for bit as [`crate::blocks::dequantize`] and its like for the other kinds
+    /// give them.
     ///
     /// # Panics
     /// Where there are not as many.
     pub fn widen_rows(&self, first: usize, target: &mut [f32]) {
         let count = target.len().checked_div(self.cols).unwrap_or(0);
         assert!(first + count <= self.rows, "rows {first} to {} of {}", first + count, self.rows);
-        with_format!(self.block_type, F => {
+        with_format!(self.kind, F => {
             let group = group_bytes::<F>(self.cols);
             pool::run_chunks(target, self.cols.max(1), &|at, target| {
                 let row = first + at;
-                product::widen_row::<F>(&self.bytes[row / ROWS * group..][..group], row % ROWS, target);
+                let group = &self.bytes[row / ROWS * group..][..group];
+                product::widen_row::<F>(group, self.levels.as_deref(), row % ROWS, target);
             });
         });
     }
+}
+
+/// Calls `pack(group, rows of it, bytes of it)` for every group, on all threads.
+fn pack_groups<F: Format>(
+    target: &mut [u8],
+    rows: usize,
+    cols: usize,
+    pack: &(dyn Fn(usize, usize, &mut [u8]) + Sync),
+) {
+    pool::run_chunks(target, group_bytes::<F>(cols).max(1), &|at, group| {
+        pack(at, ROWS.min(rows - at * ROWS), group);
+    });
 }
 
 /// Several products with the same inputs, read and rounded once.
@@ -151,7 +250,7 @@ pub fn multiply_all(x: &[f32], m: usize, products: &mut [(&Packed, &mut [f32])])
 /// What a matrix asks of its inputs.
 fn wanted(matrix: &Packed, m: usize) -> Wanted {
     let is_wide = matrix.precision == Precision::Precise || m <= PRECISE_ROWS;
-    let wanted = with_format!(matrix.block_type, F => Wanted {
+    let wanted = with_format!(matrix.kind, F => Wanted {
         cols: matrix.cols,
         blocks: units::<F>(matrix.cols) * F::UNIT,
         parts: F::PARTS,
@@ -181,10 +280,12 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
                 let own = n_groups(matrix);
                 let (from, to) = (start.max(before), end.min(before + own));
                 if from < to {
-                    with_format!(matrix.block_type, F => {
+                    with_format!(matrix.kind, F => {
                         let bytes = group_bytes::<F>(matrix.cols);
                         let groups = &matrix.bytes[(from - before) * bytes..(to - before) * bytes];
-                        let part = product::Part { inputs, rows: m, first, last, first_row: (from - before) * ROWS };
+                        let levels = matrix.levels.as_deref();
+                        let first_row = (from - before) * ROWS;
+                        let part = product::Part { inputs, rows: m, first, last, first_row, levels };
                         product::groups::<F>(groups, part, matrix.rows, y);
                     });
                 }

@@ -2,7 +2,9 @@
 
 use super::activations::{Activations, TILE, block_bytes, tile_rows};
 use super::codes::BLOCK;
-use super::format::{Format, STEPS, codes, group_bytes, scales, units};
+use super::format::{Format, STEPS, Scales, codes, group_bytes, scales, units};
+use super::int8::STEPS_A_SCALE;
+use super::levels::{self, Levels};
 use crate::isa::{Isa, Plain, ROWS, on_processor};
 use crate::pool::Shared;
 
@@ -17,6 +19,8 @@ pub(super) struct Part<'i> {
     pub(super) last: usize,
     /// The first row of the matrix.
     pub(super) first_row: usize,
+    /// Those of the matrix, where its codes are numbers of levels.
+    pub(super) levels: Option<&'i Levels>,
 }
 
 on_processor! {
@@ -46,10 +50,10 @@ unsafe fn groups_on<I: Isa, F: Format>(bytes: &[u8], part: Part, rows: usize, y:
             // SAFETY: the caller's promise; the inputs hold the tokens up to the last.
             unsafe {
                 token += match tile_rows(token, part.rows) {
-                    TILE => tile::<I, F, TILE>(bytes, part.inputs, token, row, rows, y),
-                    4 => tile::<I, F, 4>(bytes, part.inputs, token, row, rows, y),
-                    2 => tile::<I, F, 2>(bytes, part.inputs, token, row, rows, y),
-                    _ => tile::<I, F, 1>(bytes, part.inputs, token, row, rows, y),
+                    TILE => tile::<I, F, TILE>(bytes, part, token, row, rows, y),
+                    4 => tile::<I, F, 4>(bytes, part, token, row, rows, y),
+                    2 => tile::<I, F, 2>(bytes, part, token, row, rows, y),
+                    _ => tile::<I, F, 1>(bytes, part, token, row, rows, y),
                 };
             }
         }
@@ -61,17 +65,21 @@ unsafe fn groups_on<I: Isa, F: Format>(bytes: &[u8], part: Part, rows: usize, y:
 #[inline(always)]
 unsafe fn tile<I: Isa, F: Format, const T: usize>(
     group: &[u8],
-    inputs: &Activations,
+    part: Part,
     token: usize,
     row: usize,
     rows: usize,
     y: &Shared<f32>,
 ) -> usize {
+    let inputs = part.inputs;
     // SAFETY: the caller's promise.
     let sums = unsafe {
-        match inputs.is_wide {
-            false => sums::<I, F, T, false>(group, inputs, token),
-            true => sums::<I, F, T, true>(group, inputs, token),
+        match (F::HAS_LEVELS, part.levels, inputs.is_wide) {
+            (true, Some(own), false) => levels::sums::<I, F, T, false>(own, group, inputs, token),
+            (true, Some(own), true) => levels::sums::<I, F, T, true>(own, group, inputs, token),
+            (true, None, _) => unreachable!("a matrix of levels brings them"),
+            (false, _, false) => sums::<I, F, T, false>(group, inputs, token),
+            (false, _, true) => sums::<I, F, T, true>(group, inputs, token),
         }
     };
     for (at, sums) in sums.into_iter().enumerate() {
@@ -98,7 +106,9 @@ unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
     token: usize,
 ) -> [I::Floats; T] {
     let n = inputs.blocks;
-    debug_assert!(group.len() == n / F::UNIT * F::UNIT_BYTES && (token + T) * n <= inputs.scales.len());
+    debug_assert!(
+        group.len() == n / F::UNIT * F::UNIT_BYTES + F::TAIL_BYTES && (token + T) * n <= inputs.scales.len()
+    );
     let bytes = block_bytes(PRECISE);
     let at = token * n;
     // SAFETY: the inputs hold this tile; units are whole.
@@ -131,10 +141,17 @@ unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
                             }
                         }
                     }
-                    let weight_scales = scales::<I, F>(unit.add(F::SCALES_AT), inner, part, false);
+                    let weight_scales = match F::SCALES {
+                        Scales::Row => I::float(1.0),
+                        _ => scales::<I, F>(unit.add(F::SCALES_AT), inner, part, false),
+                    };
                     for t in 0..T {
                         let sum = if PRECISE { I::join(high[t], low[t]) } else { low[t] };
-                        let scale = I::mul(weight_scales, I::float(*input_scales.add(block + t)));
+                        let scale = I::float(*input_scales.add(block + t));
+                        let scale = match F::SCALES {
+                            Scales::Row => scale,
+                            _ => I::mul(weight_scales, scale),
+                        };
                         sums[t] = I::mul_add(I::to_floats(sum), scale, sums[t]);
                     }
                     if F::MINIMUM != 0 {
@@ -147,6 +164,11 @@ unsafe fn sums<I: Isa, F: Format, const T: usize, const PRECISE: bool>(
                     }
                 }
             }
+        }
+        if let Scales::Row = F::SCALES {
+            let row_scales = I::load_floats(group.as_ptr().add(n / F::UNIT * F::UNIT_BYTES).cast());
+            let row_scales = I::mul(row_scales, I::float(STEPS_A_SCALE));
+            sums.iter_mut().for_each(|sum| *sum = I::mul(*sum, row_scales));
         }
         sums
     }
@@ -166,7 +188,14 @@ unsafe fn dot<I: Isa, F: Format>(sum: I::Ints, codes: I::Ints, x: *const i8) -> 
 }
 
 /// One row of a group as floats.
-pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32]) {
+pub(super) fn widen_row<F: Format>(group: &[u8], levels: Option<&Levels>, row: usize, target: &mut [f32]) {
+    let row_scale = match F::SCALES {
+        Scales::Row => {
+            let scales = &group[group.len() - F::TAIL_BYTES..];
+            f32::from_le_bytes(scales[4 * row..][..4].try_into().expect("four bytes"))
+        }
+        _ => 1.0,
+    };
     for unit_at in 0..units::<F>(target.len()) {
         let unit = &group[unit_at * F::UNIT_BYTES..][..F::UNIT_BYTES];
         for inner in 0..F::UNIT {
@@ -178,7 +207,11 @@ pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32])
             unsafe {
                 let planes = unit.as_ptr().add(inner * F::CODE_BYTES);
                 for part in 0..F::PARTS {
-                    let scale = scales::<Plain, F>(unit.as_ptr().add(F::SCALES_AT), inner, part, false)[row];
+                    let scale = match F::SCALES {
+                        Scales::Row => row_scale,
+                        // Levels have one scale for all blocks of a unit.
+                        _ => scales::<Plain, F>(unit.as_ptr().add(F::SCALES_AT), inner, part, false)[row],
+                    };
                     let minimum = match F::MINIMUM {
                         0 => 0.0,
                         sign => {
@@ -190,8 +223,13 @@ pub(super) fn widen_row<F: Format>(group: &[u8], row: usize, target: &mut [f32])
                     for step in part * len / 4..(part + 1) * len / 4 {
                         let codes = codes::<Plain, F>(planes, step)[row].to_ne_bytes();
                         for (at, code) in codes.into_iter().enumerate() {
-                            let code = i32::from(code) - F::OFFSET;
-                            target[start + 4 * step + at] = code as f32 * scale + minimum;
+                            let Some(target) = target.get_mut(start + 4 * step + at) else { continue };
+                            let whole = i32::from(code) - F::OFFSET;
+                            *target = match (F::SCALES, levels) {
+                                (Scales::Levels, Some(levels)) => levels.values[usize::from(code)] * scale,
+                                (Scales::Row, _) => whole as f32 * scale * STEPS_A_SCALE,
+                                _ => whole as f32 * scale + minimum,
+                            };
                         }
                     }
                 }

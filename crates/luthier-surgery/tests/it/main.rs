@@ -20,6 +20,7 @@ mod prune_experts;
 mod prune_refusals;
 mod quantize;
 mod quantize_refusals;
+mod quantize_run;
 mod sub_model;
 mod target_size;
 mod trim_vocab;
