@@ -15,6 +15,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::isa::ROWS;
 use activations::{Activations, Wanted};
@@ -112,10 +113,6 @@ pub struct Layout {
     levels: Option<Arc<Levels>>,
     rows: usize,
     cols: usize,
-}
-
-thread_local! {
-    static INPUTS: RefCell<Activations> = RefCell::default();
 }
 
 /// Values of inputs that stay in a processor's second cache beside the weights.
@@ -232,19 +229,64 @@ fn pack_groups<F: Format>(
 pub fn multiply_all(x: &[f32], m: usize, products: &mut [(&Packed, &mut [f32])]) {
     let Some(cols) = products.first().map(|(matrix, _)| matrix.cols) else { return };
     assert_eq!(x.len(), m * cols, "x of {m}x{cols}");
-    INPUTS.with_borrow_mut(|inputs| {
-        let mut start = 0;
-        while start < products.len() {
-            // Matrices of one kind of format read the same rounded inputs.
-            let kind = wanted(products[start].0, m);
-            let len = products[start..].iter().take_while(|(matrix, _)| wanted(matrix, m) == kind).count();
-            let products = &mut products[start..start + len];
-            start += len;
-            assert!(products.iter().all(|(matrix, y)| matrix.cols == cols && y.len() == m * matrix.rows));
-            inputs.round(x, m, kind);
-            run(inputs, m, products);
+    let mut start = 0;
+    while start < products.len() {
+        // Matrices of one kind of format read the same rounded inputs.
+        let kind = wanted(products[start].0, m);
+        let len = products[start..].iter().take_while(|(matrix, _)| wanted(matrix, m) == kind).count();
+        let products = &mut products[start..start + len];
+        start += len;
+        assert!(products.iter().all(|(matrix, y)| matrix.cols == cols && y.len() == m * matrix.rows));
+        if m <= ROWS_FOR_EACH {
+            static CALLS: AtomicU64 = AtomicU64::new(1);
+            let call = CALLS.fetch_add(1, Ordering::Relaxed);
+            run(Rounded::ByEach { x, wanted: kind, call }, kind.blocks, m, products);
+        } else {
+            TOGETHER.with_borrow_mut(|inputs| {
+                inputs.round(x, m, kind);
+                run(Rounded::Together(inputs), kind.blocks, m, products);
+            });
         }
-    });
+    }
+}
+
+/// Rows of inputs up to which each thread rounds them for itself: that takes less time than to take memory from the caches of
+/// the threads that read it last, and to wait for the one that rounds.
+const ROWS_FOR_EACH: usize = 16;
+
+thread_local! {
+    /// Rounded by all threads.
+    static TOGETHER: RefCell<Activations> = RefCell::default();
+    /// Rounded by this thread alone, and in which call.
+    static OWN: RefCell<(u64, Activations)> = RefCell::default();
+}
+
+/// Rounded inputs.
+#[derive(Clone, Copy)]
+enum Rounded<'i> {
+    Together(&'i Activations),
+    /// To be rounded by each thread in its first task of the call.
+    ByEach {
+        x: &'i [f32],
+        wanted: Wanted,
+        call: u64,
+    },
+}
+
+impl Rounded<'_> {
+    /// Lends them to a task.
+    fn lend(self, m: usize, work: impl FnOnce(&Activations)) {
+        match self {
+            Rounded::Together(inputs) => work(inputs),
+            Rounded::ByEach { x, wanted, call } => OWN.with_borrow_mut(|(last, inputs)| {
+                if *last != call {
+                    inputs.round(x, m, wanted);
+                    *last = call;
+                }
+                work(inputs);
+            }),
+        }
+    }
 }
 
 /// What a matrix asks of its inputs.
@@ -260,12 +302,12 @@ fn wanted(matrix: &Packed, m: usize) -> Wanted {
     wanted.expect("only types with a format are packed")
 }
 
-fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
+fn run(inputs: Rounded, blocks: usize, m: usize, products: &mut [(&Packed, &mut [f32])]) {
     let targets: Vec<(&Packed, Shared<f32>)> =
         products.iter_mut().map(|(matrix, y)| (*matrix, Shared::new(y))).collect();
     let n_groups = |matrix: &Packed| matrix.rows.div_ceil(ROWS);
     let all: usize = targets.iter().map(|(matrix, _)| n_groups(matrix)).sum();
-    let cols = inputs.blocks * BLOCK;
+    let cols = blocks * BLOCK;
     // Inputs that fit into a cache are multiplied with all weights before the next ones are.
     let tokens = (CACHED_VALUES / cols.max(1) / TILE).max(1) * TILE;
     // Parts as large as are worth a task's start, and enough of them that no thread waits long for another.
@@ -273,24 +315,26 @@ fn run(inputs: &Activations, m: usize, products: &mut [(&Packed, &mut [f32])]) {
     let groups_a_task = all.div_ceil(pool::threads() * 32).max((1 << 16) / work.max(1)).max(1);
     pool::run(all.div_ceil(groups_a_task), &|task| {
         let (start, end) = (task * groups_a_task, all.min((task + 1) * groups_a_task));
-        for first in (0..m).step_by(tokens) {
-            let last = m.min(first + tokens);
-            let mut before = 0;
-            for (matrix, y) in &targets {
-                let own = n_groups(matrix);
-                let (from, to) = (start.max(before), end.min(before + own));
-                if from < to {
-                    with_format!(matrix.kind, F => {
-                        let bytes = group_bytes::<F>(matrix.cols);
-                        let groups = &matrix.bytes[(from - before) * bytes..(to - before) * bytes];
-                        let levels = matrix.levels.as_deref();
-                        let first_row = (from - before) * ROWS;
-                        let part = product::Part { inputs, rows: m, first, last, first_row, levels };
-                        product::groups::<F>(groups, part, matrix.rows, y);
-                    });
+        inputs.lend(m, |inputs| {
+            for first in (0..m).step_by(tokens) {
+                let last = m.min(first + tokens);
+                let mut before = 0;
+                for (matrix, y) in &targets {
+                    let own = n_groups(matrix);
+                    let (from, to) = (start.max(before), end.min(before + own));
+                    if from < to {
+                        with_format!(matrix.kind, F => {
+                            let bytes = group_bytes::<F>(matrix.cols);
+                            let groups = &matrix.bytes[(from - before) * bytes..(to - before) * bytes];
+                            let levels = matrix.levels.as_deref();
+                            let first_row = (from - before) * ROWS;
+                            let part = product::Part { inputs, rows: m, first, last, first_row, levels };
+                            product::groups::<F>(groups, part, matrix.rows, y);
+                        });
+                    }
+                    before += own;
                 }
-                before += own;
             }
-        }
+        });
     });
 }
