@@ -1,14 +1,16 @@
 //! The sizes of a model that surgery may change, and the config of the same model in other sizes.
 //!
-//! Configs are written in the spelling that they have: Llama's and most others' (`hidden_size`), T5's (`d_model`), or two of
-//! the former under `encoder` and `decoder`. Sizes of single layers go into `per_layer_config`, which uniform models lack.
+//! Configs are written in the spelling that they have: Llama's and most others' (`hidden_size`), T5's (`d_model`), BERT's, or
+//! two of the first under `encoder` and `decoder`. Sizes of single layers go into `per_layer_config`, which uniform models lack.
 
+mod encoder_only;
 mod llama_like;
 mod t5;
 
 use luthier_checkpoint::layout::StackKind;
 use serde_json::{Map, Value};
 
+use crate::blocks::layer::LayerShape;
 use crate::blocks::stack::StackShape;
 use crate::table::{self, ModelShape};
 use crate::{Error, Result};
@@ -50,6 +52,9 @@ pub struct StackSizes {
     pub norm_eps: f64,
     /// Added to the stored weights of norms.
     pub norm_offset: f64,
+    /// Whether the heads of a layer are as wide together as the residual stream, as the config takes for granted: then one
+    /// cannot change without the other.
+    pub heads_fill_width: bool,
     /// From the first to the last.
     pub layers: Vec<LayerSizes>,
 }
@@ -76,9 +81,17 @@ pub fn sizes(config: &Map<String, Value>) -> Result<ModelSizes> {
         ModelShape::DecoderOnly { stack, .. } => {
             ModelSizes { stacks: vec![of_stack(StackKind::Decoder, &stack)], state_scale: 1.0 }
         }
-        ModelShape::EncoderOnly(_) => {
-            let what = "models that are an encoder alone are not written in other sizes yet";
-            return Err(Error::config("model_type", what));
+        ModelShape::EncoderOnly(shape) => {
+            let stack = StackSizes {
+                kind: StackKind::Encoder,
+                width: shape.width,
+                embedding_scale: 1.0,
+                norm_eps: shape.norm_eps,
+                norm_offset: 0.0,
+                heads_fill_width: true,
+                layers: shape.layers.iter().map(of_layer).collect(),
+            };
+            ModelSizes { stacks: vec![stack], state_scale: 1.0 }
         }
         ModelShape::EncoderDecoder(shape) => ModelSizes {
             stacks: vec![
@@ -90,25 +103,27 @@ pub fn sizes(config: &Map<String, Value>) -> Result<ModelSizes> {
     })
 }
 
+fn of_layer(layer: &LayerShape) -> LayerSizes {
+    let attention = &layer.attention;
+    let (query, kv, width) = (attention.query_heads, attention.kv_heads, attention.head_dim);
+    let there = Some(&layer.feed_forward).filter(|_| !layer.skips.feed_forward);
+    LayerSizes {
+        inner: there.and_then(|block| block.dense()).map(|block| block.inner),
+        experts: there.and_then(|block| block.experts()).map(|experts| experts.count),
+        heads: (!layer.skips.attention).then_some(HeadSizes { query, kv, width }),
+        window: attention.window,
+    }
+}
+
 fn of_stack(kind: StackKind, shape: &StackShape) -> StackSizes {
-    let layers = shape.layers.iter().map(|layer| {
-        let attention = &layer.attention;
-        let (query, kv, width) = (attention.query_heads, attention.kv_heads, attention.head_dim);
-        let there = Some(&layer.feed_forward).filter(|_| !layer.skips.feed_forward);
-        LayerSizes {
-            inner: there.and_then(|block| block.dense()).map(|block| block.inner),
-            experts: there.and_then(|block| block.experts()).map(|experts| experts.count),
-            heads: (!layer.skips.attention).then_some(HeadSizes { query, kv, width }),
-            window: attention.window,
-        }
-    });
     StackSizes {
         kind,
         width: shape.width,
         embedding_scale: shape.embedding_scale,
         norm_eps: shape.norm.eps,
         norm_offset: shape.norm.offset,
-        layers: layers.collect(),
+        heads_fill_width: false,
+        layers: shape.layers.iter().map(of_layer).collect(),
     }
 }
 
@@ -143,6 +158,9 @@ pub fn resized(
             }
             resized.insert("encoder".to_string(), Value::Object(encoder));
             resized.insert("decoder".to_string(), Value::Object(decoder));
+        }
+        (None, None, [stack]) if table::is_encoder_only(config)? => {
+            encoder_only::resize(&mut resized, stack)?
         }
         (None, None, [stack]) if config.contains_key("hidden_size") => {
             llama_like::resize(&mut resized, stack, &mut notes)?;

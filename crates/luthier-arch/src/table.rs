@@ -132,6 +132,11 @@ pub(crate) fn read(keys: &Keys) -> Result<ModelShape> {
     Ok(shape)
 }
 
+/// Whether this config is that of one stack that sees its whole input.
+pub(crate) fn is_encoder_only(config: &Map<String, Value>) -> Result<bool> {
+    Ok(matches!(shape(config)?, ModelShape::EncoderOnly(_)))
+}
+
 /// All weights of a model of this config, with the names and heads that `infos` have where its architecture leaves them
 /// open.
 pub fn layout_with(config: &Map<String, Value>, infos: &[TensorInfo]) -> Result<Layout> {

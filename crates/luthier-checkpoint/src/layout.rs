@@ -158,7 +158,23 @@ pub enum Part {
     SharedDown,
 }
 
+/// Weight and bias of the norms that take the mean off (LayerNorm); the others norm by the mean square and have no bias.
+const CENTRED_NORMS: [(Part, Part); 4] = [
+    (Part::EmbeddingNorm, Part::EmbeddingNormBias),
+    (Part::SelfAttentionSumNorm, Part::SelfAttentionSumNormBias),
+    (Part::FeedForwardSumNorm, Part::FeedForwardSumNormBias),
+    (Part::HeadNorm, Part::HeadNormBias),
+];
+
 impl Part {
+    /// The weight of the norm that takes the mean off which this is the weight or the bias of.
+    pub fn centred_norm(self) -> Option<Part> {
+        CENTRED_NORMS
+            .iter()
+            .find(|(weight, bias)| self == *weight || self == *bias)
+            .map(|(weight, _)| *weight)
+    }
+
     /// The number of the routed expert that it belongs to.
     pub fn expert(self) -> Option<usize> {
         match self {

@@ -7,10 +7,12 @@
 //! - an expert: agg_b agg_t of its share in what a token becomes, 0 where it is not chosen (soft counts, arXiv:2404.05089);
 //! - a neuron: agg_b agg_t of |x| that goes into the down projection;
 //! - a channel: agg_b agg_t of |x| that comes out of a norm, for each norm on its own;
-//! - energy of a channel: its mean share in the sum of squares that a norm reads;
+//! - energy of a channel: its mean share in the sum of squares that a norm reads, the mean taken off where the norm does;
+//! - shift of a channel, of norms that take the mean off: its mean after that, in deviations of its token;
 //! - an input: the root of the sum of squares over all tokens;
 //! - a layer: 1 - mean cosine of what goes into it and what comes out.
 
+mod masked;
 mod sums;
 mod watch;
 
@@ -19,9 +21,12 @@ use std::sync::Arc;
 
 use luthier_arch::Model;
 use luthier_arch::sizes;
+use luthier_checkpoint::layout::{Layout, Part};
 use luthier_checkpoint::scores::Aggregation;
+use luthier_checkpoint::{Dtype, TensorInfo};
 use luthier_text::Tokenizer;
 
+use self::masked::Masked;
 use self::watch::Watch;
 use crate::scoring::{Window, batches, states, total_nats};
 use crate::{Error, Result};
@@ -44,10 +49,13 @@ pub struct Calibration {
     windows: Vec<Window>,
     /// Tokens in all windows.
     pub tokens: usize,
+    /// What an encoder, which predicts no next token, is asked.
+    masked: Option<Masked>,
 }
 
 impl Calibration {
     /// Cuts `text`, which comes from the file `source_name`, into windows side by side; the last one is as long as it comes.
+    /// Every window of an encoder's has the tokens around it that the tokenizer adds to a text.
     pub fn new(
         model: &dyn Model,
         tokenizer: &Tokenizer,
@@ -59,10 +67,26 @@ impl Calibration {
             let offset = error.valid_up_to();
             luthier_text::TextError::NotUtf8 { file: source_name.to_string(), offset, byte: text[offset] }
         })?;
-        let (ids, _) = tokenizer.encode_with_ends(text)?;
-        let mut ids = [tokenizer.added_before(), &ids, tokenizer.added_after()].concat();
-        ids.truncate(options.max_tokens.unwrap_or(usize::MAX));
-        Calibration::of_ids(model, source_name, &ids, options.window)
+        let (mut ids, _) = tokenizer.encode_with_ends(text)?;
+        let (before, after) = (tokenizer.added_before(), tokenizer.added_after());
+        let max_tokens = options.max_tokens.unwrap_or(usize::MAX);
+        if !model.is_encoder_only() {
+            ids = [before, &ids, after].concat();
+            ids.truncate(max_tokens);
+            return Calibration::of_ids(model, source_name, &ids, options.window);
+        }
+        ids.truncate(max_tokens);
+        let added = before.len() + after.len();
+        let inner = options.window.saturating_sub(added);
+        let mut calibration = Calibration::of_ids(model, source_name, &ids, inner)?;
+        for window in &mut calibration.windows {
+            window.input_ids = [before, &window.input_ids, after].concat();
+            window.target_ids.clone_from(&window.input_ids);
+        }
+        calibration.tokens += calibration.windows.len() * added;
+        let mask = tokenizer.special_tokens().mask.as_deref().and_then(|mask| tokenizer.id(mask));
+        calibration.masked = mask.map(|mask| Masked { mask, before: before.len(), after: after.len() });
+        Ok(calibration)
     }
 
     /// The same of token ids as they are.
@@ -102,11 +126,21 @@ impl Calibration {
             });
         }
         let tokens = windows.iter().map(|window| window.encoder_ids.len() + window.input_ids.len()).sum();
-        Ok(Calibration { windows, tokens })
+        Ok(Calibration { windows, tokens, masked: None })
     }
 
-    /// Mean nats of a token of the text, the first of each window aside.
+    /// Mean nats of a token of the text, the first of each window aside; of an encoder, of every seventh token, masked.
+    ///
+    /// # Errors
+    /// An encoder without a head, or whose tokenizer has no token for what is masked.
     pub fn loss(&self, model: &dyn Model) -> Result<f64> {
+        if model.is_encoder_only() {
+            let missing = || {
+                let what = "an encoder's loss is that of masked tokens, and this tokenizer has no mask_token";
+                luthier_arch::Error::Use(what.to_string())
+            };
+            return self.masked.ok_or_else(missing)?.loss(model, &self.windows);
+        }
         let windows = self.windows.iter().map(|window| match window.encoder_ids.is_empty() {
             true => Window::next_token(&window.input_ids, 1, window.first_token),
             false => window.clone(),
@@ -126,11 +160,30 @@ pub fn importance(
     calibration: &Calibration,
     options: &Options,
 ) -> Result<BTreeMap<String, Vec<f32>>> {
-    let (layout, sizes) = (luthier_arch::layout(model.config())?, sizes::sizes(model.config())?);
+    let (layout, sizes) = (layout_of(model)?, sizes::sizes(model.config())?);
     let watch = Arc::new(Watch::new(&layout, &sizes, options));
     model.observe(Some(Arc::clone(&watch) as Arc<dyn luthier_arch::Observer>))?;
-    let ran = batches(&calibration.windows).try_for_each(|batch| states(model, batch).map(drop));
+    // What stands in a head for masked tokens is seen when it is asked.
+    let has_norm = layout.tensors.iter().any(|spec| spec.role.part == Part::HeadNorm);
+    let ran = batches(&calibration.windows).try_for_each(|batch| match has_norm {
+        true => masked::read(model, batch),
+        false => states(model, batch).map(drop),
+    });
     model.observe(None)?;
     ran?;
     watch.scores()
+}
+
+/// All weights of a model, in the form that it has.
+fn layout_of(model: &dyn Model) -> Result<Layout> {
+    let infos: Vec<TensorInfo> = model
+        .weights()
+        .iter()
+        .map(|weight| TensorInfo {
+            name: weight.name().to_string(),
+            dtype: Dtype::F32,
+            shape: weight.shape().to_vec(),
+        })
+        .collect();
+    Ok(luthier_arch::layout_with(model.config(), &infos)?)
 }

@@ -1,8 +1,9 @@
 //! Whether two models compute the same: their logits on one fixed sequence of tokens.
 
 use candle_core::Device;
-use luthier_arch::{LoadOptions, TokenBatch, load};
+use luthier_arch::{LoadOptions, Model, TokenBatch, load};
 use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::layout::{Layout, Part, StackKind};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -22,7 +23,7 @@ pub struct Difference {
 /// The logits of a model after every token of the sequence; an encoder reads the same one.
 pub(crate) fn logits(model: &Checkpoint) -> Result<Vec<f32>> {
     let model = load(model, &LoadOptions { trainable: false, device: Device::Cpu })?;
-    let tokens = fixed_tokens(model.vocab_size());
+    let tokens = fixed_tokens(model.as_ref());
     let encoded = match model.is_encoder_decoder() {
         true => Some(model.encode(&tokens)?),
         false => None,
@@ -31,6 +32,22 @@ pub(crate) fn logits(model: &Checkpoint) -> Result<Vec<f32>> {
     let logits = model.logits(&states)?;
     let flat = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
     Ok(flat.map_err(luthier_arch::Error::from)?)
+}
+
+/// Whether a model has logits: an encoder may come without the head for masked tokens.
+pub(crate) fn gives_logits(layout: &Layout) -> bool {
+    layout.has_stack(StackKind::Decoder) || layout.tensors.iter().any(|spec| spec.role.part == Part::HeadBias)
+}
+
+/// An encoder's states after every token of the sequence: their width, and of each the first `width_max` values.
+pub(crate) fn states(model: &Checkpoint, width_max: usize) -> Result<(usize, Vec<f32>)> {
+    let model = load(model, &LoadOptions { trainable: false, device: Device::Cpu })?;
+    let states = model.hidden(&fixed_tokens(model.as_ref()), None, None)?;
+    let read = || -> candle_core::Result<(usize, Vec<f32>)> {
+        let width = states.dim(2)?.min(width_max);
+        Ok((width, states.narrow(2, 0, width)?.flatten_all()?.to_vec1::<f32>()?))
+    };
+    Ok(read().map_err(luthier_arch::Error::from)?)
 }
 
 /// How far `came` lies from `wanted`; `check` names the comparison where they are not of one length.
@@ -48,9 +65,11 @@ pub(crate) fn difference(check: &str, wanted: &[f32], came: &[f32]) -> Result<Di
     Ok(Difference { max_abs, relative })
 }
 
-/// The same tokens for every model of a vocabulary, spread over all of it.
-fn fixed_tokens(vocab_size: usize) -> TokenBatch {
-    let ids = (0..N_TOKENS as u64).map(|idx| ((idx + 1) * 2_654_435_761 % vocab_size as u64) as u32);
+/// The same tokens for every model of a vocabulary and a context, spread over all of it.
+fn fixed_tokens(model: &dyn Model) -> TokenBatch {
+    let n_tokens = model.context_length().map_or(N_TOKENS, |length| length.min(N_TOKENS)) as u64;
+    let vocab_size = model.vocab_size() as u64;
+    let ids = (0..n_tokens).map(|idx| ((idx + 1) * 2_654_435_761 % vocab_size) as u32);
     TokenBatch { ids: ids.collect(), rows: 1, segments: None }
 }
 

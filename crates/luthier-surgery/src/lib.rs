@@ -22,6 +22,7 @@ pub mod name;
 mod plan;
 pub mod prune;
 pub mod quantize;
+mod sentence_width;
 pub mod trim_vocab;
 pub mod upcycle;
 pub mod version;

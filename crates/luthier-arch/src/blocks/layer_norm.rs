@@ -4,6 +4,7 @@ use luthier_checkpoint::layout::{Part, Space, TensorSpec};
 use luthier_ops::{Result, Tensor, Weight};
 
 use super::stack::Site;
+use crate::observer::Tap;
 use crate::weights::WeightSet;
 
 /// What all norms of one stack share.
@@ -33,7 +34,7 @@ impl LayerNormShape {
     /// Takes weight and bias of `module`.
     pub fn build(&self, weights: &WeightSet, module: &str) -> crate::Result<LayerNorm> {
         let [weight, bias] = self.vectors.map(|name| weights.get(&format!("{module}.{name}")));
-        Ok(LayerNorm { weight: weight?, bias: bias?, eps: self.eps })
+        Ok(LayerNorm { weight: weight?, bias: bias?, eps: self.eps, tap: weights.tap().clone() })
     }
 }
 
@@ -42,11 +43,14 @@ pub struct LayerNorm {
     weight: Weight,
     bias: Weight,
     eps: f64,
+    tap: Tap,
 }
 
 impl LayerNorm {
     /// x: [.., m] -> [.., m].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        luthier_ops::layer_norm::layer_norm(x, &self.weight, &self.bias, self.eps)
+        let y = luthier_ops::layer_norm::layer_norm(x, &self.weight, &self.bias, self.eps)?;
+        self.tap.see(|observer| observer.norm(self.weight.name(), x, &y))?;
+        Ok(y)
     }
 }

@@ -17,6 +17,7 @@ use super::names::in_layer;
 use super::pass::{self, Pass};
 use super::stack::Site;
 use crate::model::{Cache, Encoded, Model, TokenBatch};
+use crate::observer::{Observer, Tap};
 use crate::weights::WeightSet;
 use crate::{Error, Result};
 
@@ -31,6 +32,7 @@ pub(super) struct RunningEncoderOnly {
     layers: Vec<Arc<PostNormLayer>>,
     head: Option<MaskedTokenHead>,
     device: Device,
+    tap: Tap,
     weights: Vec<Weight>,
     n_recomputed: usize,
 }
@@ -104,6 +106,7 @@ impl RunningEncoderOnly {
             embeddings,
             shape: shape.clone(),
             device: weights.device().clone(),
+            tap: weights.tap().clone(),
             weights: weights.into_weights(),
             n_recomputed: 0,
         })
@@ -239,6 +242,11 @@ impl Model for RunningEncoderOnly {
 
     fn set_recomputed_layers(&mut self, n_layers: usize) {
         self.n_recomputed = n_layers.min(self.layers.len());
+    }
+
+    fn observe(&self, observer: Option<Arc<dyn Observer>>) -> Result<()> {
+        self.tap.set(observer);
+        Ok(())
     }
 
     fn n_layers(&self) -> usize {

@@ -85,6 +85,26 @@ pub(super) fn add_shares(x_tn: &[f32], shares: &mut [f64]) {
     }
 }
 
+/// Takes its mean off every row.
+pub(super) fn take_means_off(x_tn: &mut [f32], n: usize) {
+    for row in x_tn.chunks_exact_mut(n) {
+        let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) - mean) as f32);
+    }
+}
+
+/// Adds each column's value in deviations of its row, over all rows, whose means are 0.
+pub(super) fn add_shifts(x_tn: &[f32], shifts: &mut [f64]) {
+    let n = shifts.len();
+    for row in x_tn.chunks_exact(n) {
+        let square: f64 = row.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        let deviation = (square / n as f64).sqrt();
+        if deviation > 0.0 {
+            shifts.iter_mut().zip(row).for_each(|(shift, x)| *shift += f64::from(*x) / deviation);
+        }
+    }
+}
+
 /// The sum over rows of the cosine of x and y: [t, n].
 pub(super) fn cosines(x_tn: &[f32], y_tn: &[f32], n: usize) -> f64 {
     let rows = x_tn.chunks_exact(n).zip(y_tn.chunks_exact(n));
@@ -111,6 +131,12 @@ mod tests {
         let mut shares = vec![0.0; 4];
         add_shares(&x, &mut shares);
         assert_eq!(shares, [9.0 / 26.0, 16.0 / 26.0, 1.0 / 26.0 + 1.0, 0.0]);
+        let mut centred = [1.0, 3.0, 5.0, 5.0];
+        take_means_off(&mut centred, 2);
+        assert_eq!(centred, [-1.0, 1.0, 0.0, 0.0]);
+        let mut shifts = vec![0.5, 0.0];
+        add_shifts(&[-2.0, 2.0, 0.0, 0.0], &mut shifts);
+        assert_eq!(shifts, [-0.5, 1.0]);
         assert!(
             (cosines(&[1.0, 0.0, 0.0, 2.0], &[1.0, 1.0, 0.0, 1.0], 2) - (0.5f64.sqrt() + 1.0)).abs() < 1e-12
         );

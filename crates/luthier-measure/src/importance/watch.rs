@@ -10,7 +10,7 @@ use luthier_checkpoint::layout::{Layout, Part, Role, Space, StackKind, TensorSpe
 use luthier_checkpoint::scores::Aggregation;
 
 use super::Options;
-use super::sums::{Units, add_shares, columns, cosines, norms};
+use super::sums::{Units, add_shares, add_shifts, columns, cosines, norms, take_means_off};
 use crate::Result;
 
 // b windows, t tokens, n columns
@@ -45,6 +45,8 @@ struct Seen {
     inputs: BTreeMap<String, Vec<f64>>,
     /// Sums of shares, and over how many tokens.
     energy: BTreeMap<String, (Vec<f64>, usize)>,
+    /// Sums of shifts.
+    shifts: BTreeMap<String, Vec<f64>>,
     /// The layer that each stack is in, and what went into it.
     current: HashMap<StackKind, (usize, Tensor)>,
     /// Sums of cosines, and over how many tokens.
@@ -79,6 +81,9 @@ impl Watch {
         for (name, (shares, tokens)) in &seen.energy {
             let mean = |share: &f64| (share / *tokens as f64) as f32;
             scores.insert(format!("energy.{name}"), shares.iter().map(mean).collect());
+            if let Some(shifts) = seen.shifts.get(name) {
+                scores.insert(format!("shift.{name}"), shifts.iter().map(mean).collect());
+            }
         }
         for (stack, n_layers) in &self.layers {
             let influence = |layer: usize| match seen.cosines.get(&(*stack, layer)) {
@@ -226,8 +231,16 @@ impl Observer for Watch {
         if t == 0 {
             return Ok(());
         }
+        if role.part == Part::FeedForwardSumNorm {
+            // The layer ends behind this norm.
+            self.enter(seen, Role { layer: None, ..*role }, y)?;
+        }
         let energy = seen.energy.entry(weight.to_string()).or_insert_with(|| (vec![0.0; n], 0));
-        let x_values = values(x)?;
+        let mut x_values = values(x)?;
+        if role.part.centred_norm().is_some() {
+            take_means_off(&mut x_values, n);
+            add_shifts(&x_values, seen.shifts.entry(weight.to_string()).or_insert_with(|| vec![0.0; n]));
+        }
         add_shares(&x_values, &mut energy.0);
         energy.1 += x_values.len() / n;
         let units = seen.units.entry(format!("channels.{weight}")).or_insert_with(|| Units::new(n));

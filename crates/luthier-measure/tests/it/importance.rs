@@ -1,4 +1,4 @@
-//! Importance against a plain implementation in torch (tools/golden/prune.py).
+//! Importance against a plain implementation in torch (tools/golden/prune.py, prune_bert.py).
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ fn check(name: &str) {
 
 #[test]
 fn importance_equals_reference() {
-    for name in ["llama-tied", "qwen3", "gemma2", "t5", "t5gemma"] {
+    for name in ["llama-tied", "qwen3", "gemma2", "t5", "t5gemma", "bert"] {
         check(name);
     }
 }

@@ -14,6 +14,16 @@ pub(super) struct Origin {
     fate: Fate,
 }
 
+impl Origin {
+    /// Whether the blocks, attention and feed-forward, add nothing.
+    pub(super) fn silent(self) -> [bool; 2] {
+        match self.fate {
+            Fate::Silent { attention, feed_forward } => [attention, feed_forward],
+            Fate::Whole | Fate::Fresh => [false, false],
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Whole,
@@ -89,10 +99,24 @@ enum Block {
 fn block(part: Part) -> Option<Block> {
     use Part::*;
     match part {
-        FeedForwardNorm | FeedForwardPostNorm | Gate | Up | Down | GateBias | UpBias | DownBias | Router
-        | ExpertGate(_) | ExpertUp(_) | ExpertDown(_) | SharedRouter | SharedGate | SharedUp | SharedDown => {
-            Some(Block::FeedForward)
-        }
+        FeedForwardNorm
+        | FeedForwardPostNorm
+        | FeedForwardSumNorm
+        | FeedForwardSumNormBias
+        | Gate
+        | Up
+        | Down
+        | GateBias
+        | UpBias
+        | DownBias
+        | Router
+        | ExpertGate(_)
+        | ExpertUp(_)
+        | ExpertDown(_)
+        | SharedRouter
+        | SharedGate
+        | SharedUp
+        | SharedDown => Some(Block::FeedForward),
         SelfAttention(_)
         | SelfAttentionBias(_)
         | CrossAttention(_)
@@ -101,6 +125,8 @@ fn block(part: Part) -> Option<Block> {
         | CrossAttentionHeadNorm(_)
         | SelfAttentionNorm
         | SelfAttentionPostNorm
+        | SelfAttentionSumNorm
+        | SelfAttentionSumNormBias
         | CrossAttentionNorm
         | CrossAttentionPostNorm => Some(Block::Attention),
         _ => None,

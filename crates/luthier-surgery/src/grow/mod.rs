@@ -11,6 +11,8 @@
 //!   arXiv:1511.05641; bert2BERT, arXiv:2110.07143); `asymmetry` gives copies unequal shares, so that they learn apart.
 //! - random: what is new is fresh. The function changes.
 //!
+//! Post-norm layers (BERT) get their norms along (see `post_norm.rs`); zeros in width beside LayerNorm are refused.
+//!
 //! Guarantees: every tensor is in the ledger; G = 1 gives the same bytes; zero and split keep the function: logits of the
 //! written model and of its parent on fixed tokens are compared, and one that is off by more than 1e-4 of the largest logit
 //! is not written (weights of 16 bits round what is scaled: there the difference is reported, and refused above 0.1). An optimizer's state beside
@@ -20,6 +22,7 @@
 mod depth;
 mod moments;
 mod piece;
+mod post_norm;
 mod prepare;
 mod timing;
 mod width;
@@ -33,7 +36,7 @@ use serde_json::{Map, Value, json};
 
 use self::prepare::{Prepared, keeps_function};
 use crate::convert::gguf::{planned_model, write_model};
-use crate::function_check::{Difference, difference, logits};
+use crate::function_check::{Difference, difference, gives_logits, logits, states};
 use crate::plan::Plan;
 use crate::writing::{Job, Origin, write_folder};
 use crate::{Error, Input, Result};
@@ -237,6 +240,9 @@ fn notes(prepared: &Prepared, options: &Options, to_file: bool) -> Vec<String> {
     let mut notes = prepared.notes.clone();
     let (before, after) = prepared.parameters();
     notes.push(format!("{after} parameters, {before} before"));
+    if !prepared.has_logits() {
+        notes.push("this model has no logits; what is compared with the parent are its states".to_string());
+    }
     match (&prepared.moments, to_file) {
         (Some(_), true) => {
             notes.push(
@@ -264,7 +270,14 @@ fn notes(prepared: &Prepared, options: &Options, to_file: bool) -> Vec<String> {
 /// How far the grown model's logits lie from its parent's. Refuses more than rounding where the function is to be kept.
 fn compared(parent: &Checkpoint, made: &Checkpoint, options: &Options) -> Result<Difference> {
     let check = format!("the logits of the model grown by {} against its parent's", options.operation.name());
-    let found = difference(&check, &logits(parent)?, &logits(made)?)?;
+    let found = match gives_logits(&luthier_arch::layout_of(parent)?) {
+        true => difference(&check, &logits(parent)?, &logits(made)?)?,
+        false => {
+            let (width, wanted) = states(parent, usize::MAX)?;
+            let check = check.replace("logits", "states");
+            difference(&check, &wanted, &states(made, width)?.1)?
+        }
+    };
     let is_narrow = |info: &TensorInfo| matches!(info.dtype, Dtype::F16 | Dtype::BF16);
     let rounds = made.tensors.infos().iter().any(is_narrow);
     let tolerance = if rounds { TOLERANCE_16_BITS } else { TOLERANCE };

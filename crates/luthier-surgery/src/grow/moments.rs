@@ -129,7 +129,9 @@ fn grown(piece: &Piece, shape: &[usize], bytes: &[u8], power: i32) -> Vec<u8> {
     let n_values: usize = piece.spec.shape.iter().product();
     match &piece.form {
         Form::Copied { is_learnt: true } => bytes.to_vec(),
-        Form::Copied { is_learnt: false } | Form::Silent | Form::Fresh => vec![0; n_values * 4],
+        Form::Copied { is_learnt: false } | Form::Silent | Form::Neutral | Form::Fresh => {
+            vec![0; n_values * 4]
+        }
         Form::Wider(wider) => {
             let mut placed = place(bytes, 4, shape, &wider.times, wider.fill == Fill::Copies);
             let factor = wider.gradient_factor().powi(power);

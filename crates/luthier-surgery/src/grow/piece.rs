@@ -26,6 +26,8 @@ pub(super) enum Form {
     Copied { is_learnt: bool },
     /// Zeros.
     Silent,
+    /// Ones.
+    Neutral,
     /// As a fresh model has it.
     Fresh,
     /// More places on some axes.

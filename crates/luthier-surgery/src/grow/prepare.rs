@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use luthier_arch::sizes::{ModelSizes, NewStack, resized, sizes};
-use luthier_checkpoint::layout::{Layout, StackKind, TensorSpec};
+use luthier_checkpoint::layout::{Layout, Role, StackKind, TensorSpec};
 use luthier_checkpoint::{Checkpoint, Dtype, SideFile, TensorInfo, TensorSource, values};
 use luthier_kernels::bytes::SharedBytes;
 use serde_json::{Map, Value};
@@ -13,14 +13,16 @@ use serde_json::{Map, Value};
 use super::depth;
 use super::moments::Moments;
 use super::piece::{Fill, Form, Piece, widened};
+use super::post_norm;
 use super::width::{self, Widener};
 use super::{Axis, Operation, Options};
-use crate::function_check::N_TOKENS;
+use crate::function_check::{N_TOKENS, gives_logits};
 use crate::view::{Cast, find, folder_type};
 use crate::writing::Origin;
-use crate::{Error, Input, Result, config, fit};
+use crate::{Error, Input, Result, config, fit, sentence_width};
 
 const SILENT: &str = "zeros, so that the copy of the layer adds nothing";
+const NEUTRAL: &str = "ones, for a norm of what is normed already";
 const FRESH: &str = "fresh, of a new layer";
 
 pub(super) struct Prepared {
@@ -43,11 +45,12 @@ impl Prepared {
         let before = fit::checked_layout(checkpoint)?;
         let old = sizes(&checkpoint.config)?;
         let is_same = options.axis.times() == 1;
+        check_norms(&before, options)?;
         let (config, mut notes) = match is_same {
             true => (checkpoint.config.clone(), Vec::new()),
             false => resized(&checkpoint.config, &new_sizes(&old, options))?,
         };
-        let after = luthier_arch::layout(&config)?;
+        let after = luthier_arch::layout_with(&config, checkpoint.tensors.infos())?;
         let new = sizes(&config)?;
         let type_of = |info: &TensorInfo| folder_type(info.dtype, options.dtype);
         let cast: Arc<dyn TensorSource> = Arc::new(Cast::new(Arc::clone(&checkpoint.tensors), type_of));
@@ -64,7 +67,7 @@ impl Prepared {
             dropped: dropped(checkpoint, &before, &view),
             moments: Moments::beside(&checkpoint.place)?,
             config,
-            side_files: checkpoint.side_files.clone(),
+            side_files: sentence_width::side_files(checkpoint, &old, &new)?,
             view: Arc::new(view),
             cast,
             before,
@@ -89,6 +92,11 @@ impl Prepared {
 
     pub(super) fn infos(&self) -> &[TensorInfo] {
         &self.view.infos
+    }
+
+    /// Whether the model gives logits, to compare by.
+    pub(super) fn has_logits(&self) -> bool {
+        gives_logits(&self.before)
     }
 
     /// Weights before and after.
@@ -120,6 +128,7 @@ impl Prepared {
             let made = match &piece.form {
                 Form::Copied { .. } => 0,
                 Form::Silent => size(info),
+                Form::Neutral => 4 * values(info) + size(info),
                 Form::Fresh => 8 * values(info) + size(info),
                 Form::Wider(wider) if wider.fill == Fill::Fresh => 12 * values(info) + size(info),
                 Form::Wider(_) => 8 * values(info) + size(info),
@@ -136,6 +145,19 @@ impl Prepared {
         // Two sets of logits, and what computing one takes.
         let check = parent.max(child) + 4 * 4 * N_TOKENS * fit::vocab_size(&self.after);
         write.max(check).max(grown_moments) + (64 << 20)
+    }
+}
+
+/// Refuses zeros beside norms that take the mean off.
+fn check_norms(layout: &Layout, options: &Options) -> Result<()> {
+    let centred = layout.tensors.iter().find(|spec| spec.role.part.centred_norm().is_some());
+    match (options.operation, options.axis, centred) {
+        (Operation::Zero, Axis::Width(2..), Some(spec)) => Err(Error::Use(format!(
+            "--op zero --width: {} stands in a norm that takes the mean off (LayerNorm), and among zeros the mean is another for \
+             every token, which no weights make up for; take --op split, which keeps the function",
+            spec.name
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -182,10 +204,13 @@ fn pieces(
         let layers = if spec.role.stack == StackKind::Encoder { &encoder } else { &decoder };
         let origin = spec.role.layer.and_then(|layer| layers.get(layer)).copied();
         let layer = origin.map(|origin| origin.layer).or(spec.role.layer);
-        let source = before.at(luthier_checkpoint::layout::Role { layer, ..spec.role });
+        let norm = origin.and_then(|_| post_norm::norm(spec, layers));
+        let role = norm.as_ref().map_or(Role { layer, ..spec.role }, |(role, _)| *role);
+        let source = before.at(role);
         let missing = || Error::Use(format!("tensor {}: the model has nothing to make it of", spec.name));
         let source = source.ok_or_else(missing)?;
         let form = match (options.axis, origin) {
+            _ if norm.is_some() => norm.map_or(Form::Fresh, |(_, form)| form),
             (Axis::Width(_), _) => widener.form(spec, source, find(cast.infos(), &source.name)?.dtype),
             (Axis::Depth(_), Some(origin)) => depth::form(spec, origin),
             (Axis::Depth(_), None) => Form::Copied { is_learnt: true },
@@ -198,8 +223,7 @@ fn pieces(
 /// Tensors of the input that are not in the output, and why.
 fn dropped(checkpoint: &Checkpoint, before: &Layout, view: &Grown) -> Vec<(usize, String, String)> {
     let used: HashSet<&str> = view.pieces.values().map(|piece| piece.source.as_str()).collect();
-    let lost =
-        |info: &&TensorInfo| !used.contains(info.name.as_str()) && !view.pieces.contains_key(&info.name);
+    let lost = |info: &&TensorInfo| !used.contains(info.name.as_str());
     let reason = |info: &TensorInfo| match before.ties.iter().find(|tie| tie.name == info.name) {
         Some(tie) => format!("repeats {}", tie.target),
         None => "a buffer that follows from the config".to_string(),
@@ -255,6 +279,7 @@ impl Grown {
             match &piece.form {
                 Form::Copied { .. } => Origin::From { input: 0, name },
                 Form::Silent => Origin::Made(SILENT.to_string()),
+                Form::Neutral => Origin::Made(NEUTRAL.to_string()),
                 Form::Fresh => Origin::Made(format!("{FRESH}, seed {}", options.seed)),
                 Form::Wider(wider) => {
                     let stored = find(checkpoint.tensors.infos(), &name).ok();
@@ -278,6 +303,10 @@ impl Grown {
                 let bytes = source.dtype.size_bytes(&piece.spec.shape).unwrap_or(0);
                 // All float types spell zero with zero bytes.
                 Ok(SharedBytes::from_vec(vec![0; bytes]))
+            }
+            Form::Neutral => {
+                let ones = vec![1f32.to_le_bytes(); piece.spec.shape.iter().product()].concat();
+                Ok(SharedBytes::from_vec(values::cast(name, Dtype::F32, &ones, source.dtype)?))
             }
             Form::Fresh => {
                 let fresh = luthier_arch::init::fresh(&self.config, &piece.spec, self.seed)

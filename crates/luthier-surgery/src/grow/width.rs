@@ -4,7 +4,8 @@
 //! Copies (`split`; Net2Net, arXiv:1511.05641; bert2BERT, arXiv:2110.07143): every axis stands g times, and what reads an
 //! axis is divided by g. Norms of a stream that stands g times see the same statistics. Zeros: what writes to new channels
 //! is 0, what reads them is fresh. A root mean square over g times the channels, all new ones 0, is 1/sqrt(g) of the old
-//! one: x / sqrt(ms / g + eps / g) * w / sqrt(g) = x / sqrt(ms + eps) * w.
+//! one: x / sqrt(ms / g + eps / g) * w / sqrt(g) = x / sqrt(ms + eps) * w. A norm that takes the mean off has no such way
+//! out: among zeros its mean is 1/g of the old one, which differs from token to token, and no weights make up for that.
 
 use luthier_arch::sizes::{HeadSizes, LayerSizes, ModelSizes, NewStack, StackSizes};
 use luthier_checkpoint::Dtype;
@@ -74,6 +75,7 @@ impl Widener<'_> {
             Operation::Stack | Operation::Random => 1.0,
             _ if part == Part::Embedding => self.embedding(spec),
             Operation::Split if part == Part::FinalNorm => self.before_head(spec),
+            Operation::Split if part.centred_norm() == Some(Part::HeadNorm) => self.before_masked_head(spec),
             Operation::Split if is_projection(part) => 1.0 / *times.last().unwrap_or(&1) as f64,
             Operation::Split => 1.0,
             Operation::Zero if part == Part::FinalNorm => self.before_head(spec) / root,
@@ -107,6 +109,12 @@ impl Widener<'_> {
         states / (summed * self.embedding(spec))
     }
 
+    /// On what an encoder's head for masked tokens reads: undoes what a head that is the embedding sums.
+    fn before_masked_head(&self, spec: &TensorSpec) -> f64 {
+        let head = Role { layer: None, part: Part::Head, ..spec.role };
+        if self.before.at(head).is_some() { 1.0 } else { 1.0 / self.times as f64 }
+    }
+
     /// Whether a norm over each head stands behind this projection.
     fn is_head_normed(&self, spec: &TensorSpec) -> bool {
         use Part::{CrossAttention, CrossAttentionBias, SelfAttention, SelfAttentionBias};
@@ -132,7 +140,11 @@ fn is_projection(part: Part) -> bool {
     use Part::*;
     let of_experts = part.expert().is_some() || matches!(part, SharedGate | SharedUp | SharedDown);
     let routes = matches!(part, Router | SharedRouter);
-    of_experts || routes || matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
+    let of_states = matches!(part, HeadTransform | Pooler | SentencePairHead | Classifier);
+    of_experts
+        || routes
+        || of_states
+        || matches!(part, SelfAttention(_) | CrossAttention(_) | Gate | Up | Down | Head)
 }
 
 fn is_stream_norm(spec: &TensorSpec) -> bool {

@@ -41,6 +41,13 @@ pub(super) fn wanted_type(recipe: &Recipe) -> Result<Option<Dtype>> {
     let mut found = None;
     for (key, name) in [("dtype", &recipe.dtype), ("out_dtype", &recipe.out_dtype)] {
         let Some(name) = name else { continue };
+        if key == "dtype" && name.trim_start_matches("torch.") == "float64" {
+            return Err(Error::Use(
+                "dtype: float64 asks for arithmetic in 64 bits, and merges are computed in 32; wanted dtype: float32, with \
+                 out_dtype: float64 for a result that is stored in 64 bits"
+                    .to_string(),
+            ));
+        }
         found = Some(match name.trim_start_matches("torch.") {
             "float64" => Dtype::F64,
             "float32" => Dtype::F32,

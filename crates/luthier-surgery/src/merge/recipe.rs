@@ -30,7 +30,8 @@ pub struct Recipe {
     /// The model that others are compared with, and that config and tokenizer come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
-    /// The type of the result: float64, float32, float16 or bfloat16; arithmetic is f32 in any case.
+    /// The type of the result: float32, float16 or bfloat16; arithmetic is f32 in any case, so that mergekit's float64 is
+    /// refused here and taken in `out_dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// The type of the result, where it is not `dtype`.

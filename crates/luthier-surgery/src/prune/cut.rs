@@ -20,6 +20,8 @@ pub(super) struct Cut {
     pub(super) places: Places,
     /// w becomes (w + offset) * factor - offset.
     pub(super) scaled: Option<Scaled>,
+    /// What is then added.
+    pub(super) added: Option<Added>,
     /// In few words; none where nothing changes.
     pub(super) how: Option<String>,
 }
@@ -29,6 +31,13 @@ pub(super) struct Cut {
 pub(super) struct Scaled {
     pub(super) factor: f64,
     pub(super) offset: f64,
+}
+
+/// So many times the values of another tensor in the same places.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Added {
+    pub(super) source: String,
+    pub(super) times: f64,
 }
 
 /// What all tensors of a model are cut by.
@@ -65,6 +74,7 @@ impl Cutter<'_> {
             places.push(kept);
         }
         let scaled = self.scaled(spec, source)?;
+        let added = self.added(spec, source)?;
         spaces.sort_unstable();
         spaces.dedup();
         let mut how = Vec::new();
@@ -74,8 +84,11 @@ impl Cutter<'_> {
         if scaled.is_some() {
             how.push("scaled to the new width".to_string());
         }
+        if added.is_some() {
+            how.push("moved by where the mean of what is left lies".to_string());
+        }
         let how = (!how.is_empty()).then(|| how.join(", "));
-        Ok(Cut { source: source.name.clone(), places, scaled, how })
+        Ok(Cut { source: source.name.clone(), places, scaled, added, how })
     }
 
     fn keep(&self, stack: StackKind) -> &StackKeep {
@@ -127,7 +140,12 @@ impl Cutter<'_> {
         }
         let channels = &self.keep(spec.role.stack).channels;
         let energy = self.scored.kept_energy(&source.name, channels, old.width)?;
-        let mut factor = (energy * old.width as f64 / new.width as f64).sqrt();
+        let mut square = energy * old.width as f64 / new.width as f64;
+        if spec.role.part.centred_norm().is_some() {
+            // About the mean of what is left, no longer about that of all.
+            square -= self.scored.kept_shift(&source.name, channels, old.width)?.powi(2);
+        }
+        let mut factor = square.max(0.0).sqrt();
         if spec.role.part == Part::FinalNorm && spec.role.stack == StackKind::Decoder {
             let head = Role { stack: StackKind::Decoder, layer: None, part: Part::Head };
             // A tied head has been scaled with the embedding.
@@ -135,6 +153,27 @@ impl Cutter<'_> {
             factor *= self.old.state_scale / self.new.state_scale / head;
         }
         Ok(scaled(factor, old.norm_offset))
+    }
+
+    /// A narrower norm that takes the mean off takes off another one: the bias makes up for it.
+    /// (x - mean) / deviation * w + b = (x - mean') / deviation * w + (b + w (mean' - mean) / deviation).
+    fn added(&self, spec: &TensorSpec, source: &TensorSpec) -> Result<Option<Added>> {
+        let Some(weight) = spec.role.part.centred_norm().filter(|weight| *weight != spec.role.part) else {
+            return Ok(None);
+        };
+        let Some(weight) = self.before.tensors.iter().find(|other| {
+            other.role.part == weight
+                && other.role.stack == source.role.stack
+                && other.role.layer == source.role.layer
+        }) else {
+            return Ok(None);
+        };
+        let (channels, width) = (&self.keep(spec.role.stack).channels, source.shape[0]);
+        if channels.len() == width {
+            return Ok(None);
+        }
+        let times = self.scored.kept_shift(&weight.name, channels, width)?;
+        Ok((times != 0.0).then(|| Added { source: weight.name.clone(), times }))
     }
 }
 
@@ -148,6 +187,10 @@ fn is_norm(part: Part) -> bool {
             | Part::CrossAttentionPostNorm
             | Part::FeedForwardNorm
             | Part::FeedForwardPostNorm
+            | Part::EmbeddingNorm
+            | Part::SelfAttentionSumNorm
+            | Part::FeedForwardSumNorm
+            | Part::HeadNorm
     )
 }
 

@@ -4,13 +4,14 @@
 //! As `prune`, without a calibration text: of the layers the first and the last stay and the middle ones go; neurons and
 //! channels of the residual stream of the largest L1 norm stay, or those of the highest scores where `luthier score` made
 //! some. A neuron's norm is that of its row of gate and up and its column of down; a channel's is that of all rows and columns
-//! of the stack's matrices that write or read it. Without scores a narrower norm is not scaled: nothing says how much of the
+//! of the stack's matrices that write or read it; where heads share out the width (BERT), as many of the largest norm stay,
+//! over their rows of query, key and value and their columns of the output projection. Without scores a narrower norm is not scaled: nothing says how much of the
 //! energy is gone. Guarantees and refusals are those of `prune`. Example: `luthier inherit large small --layers 12 --ffn 1024`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use luthier_arch::sizes::{ModelSizes, StackSizes};
+use luthier_arch::sizes::{HeadSizes, ModelSizes, StackSizes};
 use luthier_checkpoint::layout::{Layout, Part, Projection, Role, Space, StackKind, TensorSpec};
 use luthier_checkpoint::scores::{Aggregation, ScoreSettings};
 use luthier_checkpoint::{Dtype, Scores, TensorSource, values};
@@ -128,6 +129,15 @@ fn norms(
                 }
             }
         }
+        if options.hidden.is_some() && stack.heads_fill_width {
+            for (layer, sizes) in stack.layers.iter().enumerate() {
+                if let Some(own) = sizes.heads {
+                    let (name, norms) = heads(layout, stack, layer, own, tensors)?;
+                    scores.insert(format!("heads.{name}"), norms.clone());
+                    scores.insert(format!("groups.{name}"), norms);
+                }
+            }
+        }
         if options.hidden.is_some() {
             let mut total = channels(layout, stack, tensors)?;
             for spec in layout
@@ -136,9 +146,10 @@ fn norms(
                 .filter(|spec| spec.role.stack == stack.kind && spec.spaces == [Space::Residual])
             {
                 scores.insert(format!("energy.{}", spec.name), vec![1.0; stack.width]);
-                // The sum over all norms counts.
-                let is_final = spec.role.part == Part::FinalNorm;
-                let own = if is_final { std::mem::take(&mut total) } else { vec![0.0; stack.width] };
+                scores.insert(format!("shift.{}", spec.name), vec![0.0; stack.width]);
+                // The sum over all norms counts, and every stack has one outside of its layers.
+                let counts = matches!(spec.role.part, Part::FinalNorm | Part::EmbeddingNorm);
+                let own = if counts { std::mem::take(&mut total) } else { vec![0.0; stack.width] };
                 scores.insert(format!("channels.{}", spec.name), own);
             }
         }
@@ -172,6 +183,29 @@ fn neurons(
         add_rows(spec, tensors, &mut sums)?;
     }
     Ok((down.name.clone(), narrow(&sums)))
+}
+
+/// Of one self-attention's heads, and the name of its output projection.
+fn heads(
+    layout: &Layout,
+    stack: &StackSizes,
+    layer: usize,
+    own: HeadSizes,
+    tensors: &dyn TensorSource,
+) -> Result<(String, Vec<f32>)> {
+    let at = |projection: Projection| {
+        let part = Part::SelfAttention(projection);
+        layout.at(Role { stack: stack.kind, layer: Some(layer), part })
+    };
+    let missing = || Error::Use(format!("layer {layer} has no attention whose heads could be chosen"));
+    let output = at(Projection::Output).ok_or_else(missing)?;
+    let mut sums = vec![0f64; own.query * own.width];
+    add_columns(output, tensors, &mut sums)?;
+    for spec in [Projection::Query, Projection::Key, Projection::Value].into_iter().filter_map(at) {
+        add_rows(spec, tensors, &mut sums)?;
+    }
+    let norms: Vec<f64> = sums.chunks_exact(own.width).map(|head| head.iter().sum()).collect();
+    Ok((output.name.clone(), narrow(&norms)))
 }
 
 /// Of all channels of a stack.

@@ -13,6 +13,8 @@
 //! the config or transformers cannot take. Example: `luthier prune model small --scores scores.safetensors --ffn 0.8`.
 
 mod amount;
+mod choices;
+mod costs;
 mod cut;
 pub mod inherit;
 mod keep;
@@ -60,6 +62,8 @@ pub struct Options {
     pub targets: Targets,
     /// What the result may cost; axes that `targets` leaves open are chosen for it.
     pub budget: Option<Budget>,
+    /// Of the shapes that fit the budget, the best by the scores first, the number of the one that is taken.
+    pub rank: usize,
     /// Sizes that are chosen are multiples of these.
     pub divisors: Divisors,
     /// Scores of this model.
@@ -144,7 +148,7 @@ pub struct Report {
     pub shape: Vec<StackReport>,
     /// Number of weights before and after.
     pub parameters: (usize, usize),
-    /// The best shapes for the budget, the one that was taken first.
+    /// The shape that was taken for the budget, then others that fit, the best by the scores first.
     pub candidates: Vec<Candidate>,
     /// Tensors of the output.
     pub tensors: usize,

@@ -19,7 +19,7 @@ use super::view::Pruned;
 use super::{Options, REASON, StackReport};
 use crate::view::{Cast, find, folder_type};
 use crate::writing::Origin;
-use crate::{Error, Input, Result, config, fit};
+use crate::{Error, Input, Result, config, fit, sentence_width};
 
 pub(super) struct Prepared {
     config: Map<String, Value>,
@@ -260,12 +260,19 @@ impl<'s> Subject<'s> {
             return Err(refused.unwrap_or_else(|| Error::Use("no shape fits".to_string())));
         };
         found.drain(..first);
+        let rank = self.options.rank.min(found.len() - 1);
+        let taken = found.remove(rank);
+        found.insert(0, taken);
         let (best, shapes) = &found[0];
         let next: Vec<String> = found.iter().skip(1).take(3).map(|(next, _)| in_words(next)).collect();
         notes.push(format!(
-            "chosen: {} ({} bytes), the least of those that fit",
+            "chosen: {} ({} bytes), {}",
             in_words(best),
-            best.size_bytes
+            best.size_bytes,
+            match rank {
+                0 => "the least of those that fit".to_string(),
+                rank => format!("number {} of those that fit", rank + 1),
+            }
         ));
         if !next.is_empty() {
             notes.push(format!("next: {}", next.join("; ")));
@@ -277,7 +284,8 @@ impl<'s> Subject<'s> {
         let checkpoint = &self.input.checkpoint;
         let (config, config_notes) = new_config(&checkpoint.config, &self.old, &keeps)?;
         notes.extend(config_notes);
-        let (after, new) = (luthier_arch::layout(&config)?, sizes(&config)?);
+        let after = luthier_arch::layout_with(&config, checkpoint.tensors.infos())?;
+        let new = sizes(&config)?;
         let cutter =
             Cutter { before: &self.before, old: &self.old, new: &new, keeps: &keeps, scored: &self.scored };
         let made = made(checkpoint, &self.cast, &after, &cutter, self.options)?;
@@ -285,7 +293,7 @@ impl<'s> Subject<'s> {
         let config = if same_types { config } else { config::with_dtype(&config, &made.view.infos) };
         Ok(Prepared {
             config,
-            side_files: checkpoint.side_files.clone(),
+            side_files: sentence_width::side_files(checkpoint, &self.old, &new)?,
             memory_bytes: memory_bytes(&made.view, checkpoint.tensors.infos()),
             view: Arc::new(made.view),
             after,

@@ -72,7 +72,7 @@ impl Scored {
         Ok((self.get(&format!("heads.{name}"), sizes.query)?, self.get(&format!("groups.{name}"), sizes.kv)?))
     }
 
-    /// Channels of a stack: the sum over the norms in front of its blocks, in these layers, and the final one.
+    /// Channels of a stack: the sum over the norms that its blocks read, in these layers, and those outside of all.
     pub(super) fn channels(
         &self,
         layout: &Layout,
@@ -85,10 +85,12 @@ impl Scored {
             layout.tensors.iter().filter(|spec| spec.role.stack == stack && spec.spaces == [Space::Residual])
         {
             let counts = match spec.role.part {
-                Part::SelfAttentionNorm | Part::CrossAttentionNorm | Part::FeedForwardNorm => {
-                    spec.role.layer.is_some_and(|layer| layers.contains(&layer))
-                }
-                Part::FinalNorm => true,
+                Part::SelfAttentionNorm
+                | Part::CrossAttentionNorm
+                | Part::FeedForwardNorm
+                | Part::SelfAttentionSumNorm
+                | Part::FeedForwardSumNorm => spec.role.layer.is_some_and(|layer| layers.contains(&layer)),
+                Part::FinalNorm | Part::EmbeddingNorm => true,
                 _ => false,
             };
             if counts {
@@ -104,6 +106,12 @@ impl Scored {
         let energy = self.measured(&format!("energy.{norm}"), width)?;
         Ok(channels.iter().map(|channel| energy[*channel]).sum::<f64>()
             / energy.iter().sum::<f64>().max(f64::MIN_POSITIVE))
+    }
+
+    /// Where these channels lie on average as a norm reads them that takes the mean off, in deviations of the token.
+    pub(super) fn kept_shift(&self, norm: &str, channels: &[usize], width: usize) -> Result<f64> {
+        let shift = self.measured(&format!("shift.{norm}"), width)?;
+        Ok(channels.iter().map(|channel| shift[*channel]).sum::<f64>() / channels.len().max(1) as f64)
     }
 
     /// Trial cuts of an axis: the part of its scores that was gone, and nats of a token more; in order. None where scores

@@ -84,8 +84,21 @@ pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackS
         if let Some(amount) = amount("layers", &targets.layers)? {
             shape.n_layers = new_size("layers", amount, stack.layers.len(), 1)?;
         }
-        if let Some(amount) = amount("hidden", &targets.hidden)? {
-            shape.width = new_size("hidden", amount, stack.width, step(stack.width))?;
+        let hidden = amount("hidden", &targets.hidden)?;
+        let (mut heads, mut groups) =
+            (amount("heads", &targets.heads)?, amount("kv-groups", &targets.kv_groups)?);
+        match stack.layers.first().and_then(|layer| layer.heads).filter(|_| stack.heads_fill_width) {
+            Some(own) => {
+                if let Some(count) = heads_of_width(own, hidden, heads, groups)? {
+                    shape.width = count * own.width;
+                    (heads, groups) = (Some(Amount::Size(count)), None);
+                }
+            }
+            None => {
+                if let Some(amount) = hidden {
+                    shape.width = new_size("hidden", amount, stack.width, step(stack.width))?;
+                }
+            }
         }
         if let Some(amount) = amount("ffn", &targets.ffn)? {
             cut_inner(&mut shape, amount)?;
@@ -96,11 +109,46 @@ pub(super) fn shapes(sizes: &ModelSizes, targets: &Targets) -> Result<Vec<StackS
                 *experts = new_size("experts", amount, *experts, 1)?;
             }
         }
-        let (heads, groups) = (amount("heads", &targets.heads)?, amount("kv-groups", &targets.kv_groups)?);
         cut_heads(&mut shape, heads, groups)?;
         shapes.push(shape);
     }
     Ok(shapes)
+}
+
+/// How many heads stay where they share out the width of the residual stream, so that one number says both; none: all.
+fn heads_of_width(
+    own: HeadSizes,
+    hidden: Option<Amount>,
+    heads: Option<Amount>,
+    groups: Option<Amount>,
+) -> Result<Option<usize>> {
+    let mut said: Option<(&str, usize)> = None;
+    for (axis, amount) in [("heads", heads), ("kv-groups", groups), ("hidden", hidden)] {
+        let Some(amount) = amount else { continue };
+        let count = if axis == "hidden" {
+            let size = new_size(axis, amount, own.query * own.width, own.width)?;
+            if !size.is_multiple_of(own.width) {
+                return Err(Error::Use(format!(
+                    "--hidden {size}: this model's heads share out its width, {} each; wanted a multiple of that",
+                    own.width
+                )));
+            }
+            size / own.width
+        } else {
+            new_size(axis, amount, own.query, 1)?
+        };
+        match said {
+            Some((other, before)) if before != count => {
+                return Err(Error::Use(format!(
+                    "--{axis}: this model's heads share out its width, {} each; --{other} leaves {before} of them and --{axis} \
+                     {count}; give one of the two, the other follows",
+                    own.width
+                )));
+            }
+            _ => said = Some((axis, count)),
+        }
+    }
+    Ok(said.map(|(_, count)| count))
 }
 
 /// A size that some layers do not reach leaves those as they are.
@@ -196,6 +244,7 @@ mod tests {
             embedding_scale: 1.0,
             norm_eps: 1e-6,
             norm_offset: 0.0,
+            heads_fill_width: false,
             layers: vec![layer; 4],
         };
         ModelSizes { stacks: vec![stack], state_scale: 1.0 }

@@ -167,8 +167,8 @@ pub(super) fn memory_bytes(view: &Pruned, stored: &[TensorInfo]) -> usize {
         // Cast through f32.
         let widened =
             if is_widened { source.map_or(0, |source| size(source) + 4 * values(source)) } else { 0 };
-        let changed =
-            if piece.cut.scaled.is_some() || piece.thinned.is_some() { 3 * 4 * values(info) } else { 0 };
+        let is_changed = piece.cut.scaled.is_some() || piece.cut.added.is_some() || piece.thinned.is_some();
+        let changed = if is_changed { 3 * 4 * values(info) } else { 0 };
         widened.max(changed + size(info)) + size(info)
     };
     let largest = view.infos.iter().map(size).max().unwrap_or(0);

@@ -9,13 +9,17 @@ use super::keep::kept_layers;
 use super::losses::{Axis, Losses};
 use super::prepare::Prepared;
 use super::scored::Scored;
-use super::search::{DEPTH_KEPT_MIN, WIDTH_KEPT_MIN};
 use super::shape::{StackShape, Targets, most_heads};
 use super::{Options, REASON};
 use crate::{Input, Result};
 
 /// Cuts of each axis that are measured.
-const CUTS: usize = 2;
+const CUTS: usize = 3;
+/// Layers are few and each its own: what the first few cost says little of the others.
+const CUTS_OF_DEPTH: usize = 4;
+/// The shares that are kept, others where the config cannot say one or two come to the same.
+const OF_WIDTH: [f64; 6] = [0.8, 0.6, 0.4, 0.7, 0.5, 0.3];
+const OF_DEPTH: [f64; 6] = [0.95, 0.9, 0.8, 0.65, 0.75, 0.5];
 
 /// A model that is cut along one axis.
 pub struct TrialCut {
@@ -29,20 +33,21 @@ pub struct TrialCut {
     pub model: Checkpoint,
 }
 
-/// Cuts of every axis of a model by these scores of it, halfway to the smallest size that a search for a shape takes first,
-/// and at that. Sizes that the config cannot say are passed over for others; an axis of one size has no cuts.
+/// Cuts of every axis of a model by these scores of it; a search for a shape goes as far as the largest. Sizes that the config
+/// cannot say are passed over for others; an axis of one size has no cuts.
 pub fn trial_cuts(input: &Input, scores: &Scores) -> Result<Vec<TrialCut>> {
-    let layout = luthier_arch::layout(&input.checkpoint.config)?;
+    let layout = luthier_arch::layout_of(&input.checkpoint)?;
     let sizes = sizes(&input.checkpoint.config)?;
     let scored = Scored::new(Some(scores.clone()), None);
     let mut cuts = Vec::new();
     for axis in Axis::ALL {
-        let kept_min = if axis == Axis::Layers { DEPTH_KEPT_MIN } else { WIDTH_KEPT_MIN };
+        let (shares, cuts_max) =
+            if axis == Axis::Layers { (OF_DEPTH, CUTS_OF_DEPTH) } else { (OF_WIDTH, CUTS) };
         let mut of_axis: Vec<TrialCut> = Vec::new();
-        for share in [(1.0 + kept_min) / 2.0, kept_min, 0.75, 0.5] {
+        for share in shares {
             let wanted = axis_sizes(&sizes, axis, share)?;
             let part = part(&layout, &sizes, &scored, axis, &wanted)?;
-            if of_axis.len() == CUTS || part <= 0.0 || of_axis.iter().any(|cut| cut.part == part) {
+            if of_axis.len() == cuts_max || part <= 0.0 || of_axis.iter().any(|cut| cut.part == part) {
                 continue;
             }
             let options = Options { targets: targets(axis, &wanted), ..Options::default() };
@@ -61,18 +66,23 @@ pub fn trial_cuts(input: &Input, scores: &Scores) -> Result<Vec<TrialCut>> {
 /// Size of every stack, and of heads also the groups.
 fn axis_sizes(sizes: &ModelSizes, axis: Axis, share: f64) -> Result<Vec<(usize, usize)>> {
     let part = |size: usize| ((size as f64 * share).round() as usize).max(1);
-    let size = |shape: &StackShape| -> Result<(usize, usize)> {
+    let size = |shape: &StackShape, fills: bool| -> Result<(usize, usize)> {
         let widest = shape.inner.iter().copied().flatten().max().unwrap_or(1);
         let (query, kv) = most_heads(&shape.heads);
         Ok(match axis {
             Axis::Layers => (part(shape.n_layers), 0),
-            Axis::Hidden => (new_size("hidden", Amount::Share(share), shape.width, step(shape.width))?, 0),
+            Axis::Hidden => {
+                let step = if fills { shape.width / query } else { step(shape.width) };
+                (new_size("hidden", Amount::Share(share), shape.width, step)?, 0)
+            }
             Axis::Ffn => (new_size("ffn", Amount::Share(share), widest, step(widest))?, 0),
+            // Heads that share out the width go with it.
+            Axis::Groups | Axis::Heads if fills => (query, kv),
             Axis::Groups => (query / kv * part(kv), part(kv)),
             Axis::Heads => (part(query / kv) * kv, kv),
         })
     };
-    sizes.stacks.iter().map(|stack| size(&StackShape::of(stack))).collect()
+    sizes.stacks.iter().map(|stack| size(&StackShape::of(stack), stack.heads_fill_width)).collect()
 }
 
 /// The part of the axis's scores that a cut to these sizes takes.

@@ -38,7 +38,8 @@ impl TensorSource for Pruned {
         let source = find(self.source.infos(), &piece.cut.source)?;
         let bytes = self.source.read(&source.name)?;
         let is_cut = piece.cut.places.iter().any(Option::is_some);
-        if !is_cut && piece.cut.scaled.is_none() && piece.thinned.is_none() {
+        let is_changed = piece.cut.scaled.is_some() || piece.cut.added.is_some();
+        if !is_cut && !is_changed && piece.thinned.is_none() {
             return Ok(bytes);
         }
         let info = find(&self.infos, name)?;
@@ -47,10 +48,20 @@ impl TensorSource for Pruned {
             false => bytes.to_vec(),
         };
         drop(bytes);
-        if let Some(scaled) = piece.cut.scaled {
+        if is_changed {
             let mut numbers = values::to_f32(name, source.dtype, &cut)?;
-            for number in &mut numbers {
-                *number = ((f64::from(*number) + scaled.offset) * scaled.factor - scaled.offset) as f32;
+            if let Some(scaled) = piece.cut.scaled {
+                for number in &mut numbers {
+                    *number = ((f64::from(*number) + scaled.offset) * scaled.factor - scaled.offset) as f32;
+                }
+            }
+            if let Some(added) = &piece.cut.added {
+                let other = find(self.source.infos(), &added.source)?;
+                let bytes = self.source.read(&other.name)?;
+                let bytes = slice(&bytes, &other.shape, unit(other)?, &piece.cut.places);
+                for (number, other) in numbers.iter_mut().zip(values::to_f32(name, other.dtype, &bytes)?) {
+                    *number = (f64::from(*number) + added.times * f64::from(other)) as f32;
+                }
             }
             let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
             drop(numbers);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use luthier_arch::{LoadOptions, TokenBatch, load};
-use luthier_checkpoint::layout::{Layout, Part, Projection, Space};
+use luthier_checkpoint::layout::{Layout, Part, Projection, Space, StackKind};
 use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::scores::{Aggregation, ScoreSettings, Scores, model_sha256};
 use luthier_checkpoint::{Checkpoint, Dtype, TensorInfo, TensorSink, TensorSource, values};
@@ -20,7 +20,7 @@ pub(crate) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden")
 }
 
-fn tensor(file: &SafetensorsFile, name: &str) -> Vec<f32> {
+pub(crate) fn tensor(file: &SafetensorsFile, name: &str) -> Vec<f32> {
     let info = file.infos().iter().find(|info| info.name == name).unwrap();
     let bytes = file.read(name).unwrap();
     match info.dtype.is_float() {
@@ -30,7 +30,7 @@ fn tensor(file: &SafetensorsFile, name: &str) -> Vec<f32> {
 }
 
 pub(crate) fn layout(input: &Input) -> Layout {
-    luthier_arch::layout(&input.checkpoint.config).unwrap()
+    luthier_arch::layout_of(&input.checkpoint).unwrap()
 }
 
 /// Writes these vectors as scores of a model.
@@ -60,6 +60,7 @@ pub(crate) fn made_scores(input: &Input, path: &Path) -> PathBuf {
             ([Space::Residual], _) => {
                 tensors.insert(format!("channels.{name}"), score(columns, seed));
                 tensors.insert(format!("energy.{name}"), vec![1.0 / columns as f32; columns]);
+                tensors.insert(format!("shift.{name}"), vec![0.0; columns]);
             }
             ([Space::Experts, _], _) => {
                 _ = tensors.insert(format!("experts.{name}"), score(spec.shape[0], seed))
@@ -74,7 +75,8 @@ pub(crate) fn made_scores(input: &Input, path: &Path) -> PathBuf {
         }
         tensors.insert(format!("inputs.{name}"), score(columns, seed));
     }
-    for (stack, name) in sizes.stacks.iter().rev().zip(["decoder", "encoder"]) {
+    for stack in &sizes.stacks {
+        let name = if stack.kind == StackKind::Encoder { "encoder" } else { "decoder" };
         tensors.insert(format!("block_influence.{name}"), score(stack.layers.len(), 1));
     }
     scores(input, tensors, path)

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::models::{config, names, open, write};
 
-const OPTIONS: Options = Options {
+pub(crate) const OPTIONS: Options = Options {
     experts: 4,
     top_k: 2,
     shared: None,

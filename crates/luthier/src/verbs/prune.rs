@@ -6,6 +6,8 @@ use anyhow::Context;
 use candle_core::Device;
 use luthier_arch::LoadOptions;
 use luthier_checkpoint::Checkpoint;
+use luthier_checkpoint::scores::Aggregation;
+use luthier_measure::importance::{self, Calibration};
 use luthier_measure::metrics::perplexity::{Method, perplexity};
 use luthier_surgery::Input;
 use luthier_surgery::prune::{self, Amounts, Budget, Criterion, Divisors, Sparse, Sparsity, Targets};
@@ -17,6 +19,9 @@ use crate::bounded::{AtLeast, Typed};
 use crate::dtype::FloatType;
 use crate::places;
 use crate::session::{Report, Session};
+
+/// Shapes that are tried on a text.
+const TRIED: usize = 6;
 
 /// Cuts a model down to the parts that matter most by its scores (Minitron, arXiv:2407.14679), in width and depth together,
 /// without training; or sets single weights to 0. VALUE is a new size, or below 1 the share that is kept; an
@@ -63,7 +68,7 @@ pub(super) struct Prune {
     /// Feed-forward widths that are chosen are multiples of this [default: 512, less for narrow models]
     #[arg(long, value_name = "N")]
     ffn_divisor: Option<AtLeast<1>>,
-    /// Numbers of layers that are chosen are multiples of this [default: 2]
+    /// Numbers of layers that are chosen are multiples of this [default: 1]
     #[arg(long, value_name = "N")]
     layers_divisor: Option<AtLeast<1>>,
     /// Let layers end with different numbers of neurons and groups: as many altogether, but where they matter
@@ -83,7 +88,9 @@ pub(super) struct Prune {
     /// [default: wanda with --scores, else magnitude]
     #[arg(long, value_name = "HOW", value_parser = Criterion::NAMES)]
     by: Option<String>,
-    /// A text, UTF-8, to measure the loss on before and after; it goes into the record
+    /// A text, UTF-8, to measure the loss on before and after (of an encoder: of every seventh token, masked); it goes into the
+    /// record. With --params or --memory the six best shapes by the scores are tried on it, and the one that loses least is
+    /// taken: take a text that nothing else is judged on
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// The type of all weights; without it types are kept
@@ -167,6 +174,7 @@ impl Act for Prune {
         if self.plan {
             return super::plan_report(&prune::plan(&input, &self.out, &options)?);
         }
+        self.try_shapes(&input, &mut options, session)?;
         let losses = self.losses(&input, &options)?;
         if let Some((before, after)) = losses {
             options.measurements = Map::from_iter([
@@ -217,6 +225,7 @@ impl Prune {
                 ffn: self.ffn_divisor.map(|divisor| divisor.0),
                 layers: self.layers_divisor.map(|divisor| divisor.0),
             },
+            rank: 0,
             scores: self.scores.clone(),
             uneven: self.uneven,
             random: self.random,
@@ -226,6 +235,35 @@ impl Prune {
             text: self.text.clone(),
             measurements: Map::new(),
         }
+    }
+
+    /// Takes of the few best shapes for a budget the one that loses least on the text, where there is one: scores tell what
+    /// cuts of one axis cost, not what several cost together.
+    fn try_shapes(
+        &self,
+        input: &Input,
+        options: &mut prune::Options,
+        session: &Session,
+    ) -> anyhow::Result<()> {
+        let (Some(path), Some(_)) = (&self.text, options.budget) else { return Ok(()) };
+        let mut best: Option<(usize, f64)> = None;
+        let mut before = None;
+        for rank in 0..TRIED {
+            options.rank = rank;
+            let model = prune::model(input, options)?;
+            // No more shapes fit.
+            if before.as_ref() == Some(&model.config) {
+                break;
+            }
+            let loss = loss(&model, path)?;
+            session.note(&format!("shape {} of those that fit: loss {loss:.4} on the text", rank + 1));
+            if best.is_none_or(|(_, least)| loss < least) {
+                best = Some((rank, loss));
+            }
+            before = Some(model.config);
+        }
+        options.rank = best.map_or(0, |(rank, _)| rank);
+        Ok(())
     }
 
     /// The loss before and after, where a text is given.
@@ -243,6 +281,14 @@ fn loss(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<f64> {
         .with_context(|| format!("--text {name}: wanted the name of a file that holds the text"))?;
     let model = luthier_arch::load(checkpoint, &LoadOptions { trainable: false, device: Device::Cpu })?;
     let tokenizer = places::tokenizer(checkpoint)?;
+    if model.is_encoder_only() {
+        let window = model.context_length().map_or(512, |length| length.min(512));
+        let (sequence, batch) = (Aggregation::Mean, Aggregation::L2);
+        let options = importance::Options { window, max_tokens: None, sequence, batch };
+        return Ok(
+            Calibration::new(model.as_ref(), &tokenizer, &name, &text, &options)?.loss(model.as_ref())?
+        );
+    }
     let method = Method::default_of(model.as_ref());
     Ok(perplexity(model.as_ref(), &tokenizer, &name, &text, method)?.nll_nats_per_token)
 }

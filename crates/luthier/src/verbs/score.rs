@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use candle_core::Device;
 use luthier_arch::{LoadOptions, load};
+use luthier_checkpoint::layout::{Layout, Part, StackKind};
 use luthier_checkpoint::lineage::sha256_of_bytes;
 use luthier_checkpoint::scores::{Aggregation, ScoreSettings, Scores, model_sha256};
 use luthier_measure::importance::{Calibration, Options, importance};
 use luthier_surgery::{Input, prune};
+use luthier_text::Tokenizer;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -20,7 +22,8 @@ use crate::session::{Report, Session};
 
 /// Reads a calibration text once and keeps how much every part of the model matters on it, for `prune`: activations of
 /// heads, key/value groups, feed-forward neurons and channels of the residual stream (Minitron, arXiv:2407.14679), block
-/// influence of layers (ShortGPT, arXiv:2403.03853), input sizes of every matrix (Wanda, arXiv:2306.11695).
+/// influence of layers (ShortGPT, arXiv:2403.03853), input sizes of every matrix (Wanda, arXiv:2306.11695). An encoder's
+/// perplexity is that of every seventh token, masked.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Score {
@@ -45,7 +48,7 @@ pub(super) struct Score {
     #[arg(long, value_name = "HOW", value_parser = Aggregation::NAMES)]
     batch: Option<String>,
     /// Also measure what the perplexity is without each layer, and with a few cuts along each axis, which prices the cuts
-    /// that `prune --params` and `--memory` choose from: at most ten more readings of the text than there are layers
+    /// that `prune --params` and `--memory` choose from: at most sixteen more readings of the text than there are layers
     #[arg(long)]
     #[serde(default)]
     perplexity: bool,
@@ -77,6 +80,10 @@ impl Act for Score {
         let options = LoadOptions { trainable: false, device: Device::Cpu };
         let model = load(&input.checkpoint, &options).with_context(|| format!("model {}", self.model))?;
         let tokenizer = places::tokenizer(&input.checkpoint)?;
+        let layout = luthier_arch::layout_of(&input.checkpoint)?;
+        if self.perplexity {
+            check_has_loss(&layout, &tokenizer)?;
+        }
         tokenizer.check_fits(model.vocab_size())?;
         let reach = if model.is_encoder_decoder() { 2 } else { 1 };
         let context = model.context_length().unwrap_or(usize::MAX).saturating_mul(reach);
@@ -88,7 +95,6 @@ impl Act for Score {
             batch: aggregation("batch", &self.batch, Aggregation::L2).map_err(anyhow::Error::msg)?,
         };
         let calibration = Calibration::new(model.as_ref(), &tokenizer, &name, &text, &options)?;
-        let layout = luthier_arch::layout(&input.checkpoint.config)?;
         let settings = ScoreSettings {
             model_sha256: model_sha256(&layout, input.checkpoint.tensors.as_ref())?,
             text_sha256: sha256_of_bytes(&text),
@@ -118,6 +124,26 @@ fn aggregation(name: &str, given: &Option<String>, default: Aggregation) -> Resu
     Aggregation::from_name(given).ok_or_else(|| format!("{name}: wanted mean or l2, came {given}"))
 }
 
+/// Refuses to measure a loss where there is none.
+fn check_has_loss(layout: &Layout, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+    let has = |part: Part| layout.tensors.iter().any(|spec| spec.role.part == part);
+    if layout.has_stack(StackKind::Decoder) {
+        return Ok(());
+    }
+    if !has(Part::HeadBias) {
+        bail!(
+            "--perplexity: this encoder has no head for masked tokens, so that nothing says what it loses; leave the option out, \
+             or score a checkpoint with the head"
+        );
+    }
+    if tokenizer.special_tokens().mask.is_none() {
+        bail!(
+            "--perplexity: an encoder's loss is that of masked tokens, and this tokenizer has no mask_token"
+        );
+    }
+    Ok(())
+}
+
 /// By how much the perplexity rises without each layer, as a factor less 1.
 fn rises(
     input: &Input,
@@ -129,7 +155,10 @@ fn rises(
     let options = LoadOptions { trainable: false, device: Device::Cpu };
     let mut rises = Vec::new();
     for (at, stack) in sizes.stacks.iter().enumerate() {
-        let name = if at + 1 < sizes.stacks.len() { "encoder" } else { "decoder" };
+        let name = match stack.kind {
+            StackKind::Encoder => "encoder",
+            StackKind::Decoder => "decoder",
+        };
         let mut of_stack = Vec::with_capacity(stack.layers.len());
         for layer in 0..stack.layers.len() {
             if stack.layers.len() == 1 {
