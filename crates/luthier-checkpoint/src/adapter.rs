@@ -6,6 +6,7 @@
 //! half of a pair, and options that add something else than such a product, are refused.
 
 mod config;
+mod written;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use self::config::{AdapterConfig, Bias};
+pub use self::written::NewAdapter;
 use crate::safetensors::SafetensorsFile;
 use crate::torch::TorchFile;
 use crate::{Error, Result, TensorInfo, TensorSource, values};

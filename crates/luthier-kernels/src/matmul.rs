@@ -188,8 +188,11 @@ thread_local! {
     static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Rows of a stored matrix that are widened together before they are multiplied.
-const TILE: usize = 64;
+/// Rows of a stored matrix that a task widens together before it multiplies them: enough that packing x for each tile counts
+/// little.
+const TILE: usize = 256;
+/// Rows that are widened together where the target is summed up over the tiles, and gone through once for each.
+const SUMMED_TILE: usize = 512;
 
 /// y = x W^T; x: [m, k] row-major, W: `n` rows of `k` values stored as `block_type`, y: [m, n] row-major.
 #[allow(clippy::too_many_arguments)] // Those of every product.
@@ -210,6 +213,11 @@ pub fn matmul_stored(
     if precision == Precision::Fast && m > FEW_FLOAT_ROWS && fixed::covers(block_type) {
         return fixed::multiply(block_type, x, m, bytes, (n, k), y);
     }
+    if m > FEW_FLOAT_ROWS
+        && let Some(values) = plain_f32(block_type, bytes)
+    {
+        return matmul(m, k, n, View::rows(x, k), View::rows(values, k).transposed(), y, Write::Overwrite);
+    }
     let y = Shared::new(y);
     if m <= FEW_ROWS && quant_dot::covers(block_type) {
         let step = columns_a_task(k * m, n);
@@ -228,8 +236,9 @@ pub fn matmul_stored(
             unsafe { float_dot::products(block_type, x, k, weights, y.pointer(start), n) };
         });
     }
-    let tile = if m <= FEW_ROWS { 1 } else { TILE };
-    let step = columns_a_task(k * m, n).next_multiple_of(tile);
+    let (tile, unit) = if m <= FEW_ROWS { (1, 1) } else { (TILE, 16) };
+    let step = columns_a_task(k * m, n).next_multiple_of(unit);
+    let tile = tile.min(step);
     pool::run(n.div_ceil(step), &|task| {
         let end = ((task + 1) * step).min(n);
         ROWS.with_borrow_mut(|rows| {
@@ -290,12 +299,15 @@ pub fn matmul_stored_transposed(
     let row_bytes = k / block_type.block_len() * block_type.block_bytes();
     assert_eq!(bytes.len(), n * row_bytes, "bytes of {n} rows");
     assert_eq!((dy.len(), dx.len()), (m * n, m * k), "dy of {m}x{n}, dx of {m}x{k}");
-    let mut rows = vec![0f32; TILE.min(n) * k];
+    if let Some(values) = plain_f32(block_type, bytes) {
+        return matmul(m, n, k, View::rows(dy, n), View::rows(values, k), dx, Write::Overwrite);
+    }
+    let mut rows = vec![0f32; SUMMED_TILE.min(n) * k];
     if n == 0 {
         dx.fill(0.0);
     }
-    for start in (0..n).step_by(TILE) {
-        let len = TILE.min(n - start);
+    for start in (0..n).step_by(SUMMED_TILE) {
+        let len = SUMMED_TILE.min(n - start);
         let tile = &mut rows[..len * k];
         let source = &bytes[start * row_bytes..][..len * row_bytes];
         pool::run_chunks(tile, k.max(1) * 8, &|chunk, part| {
@@ -306,6 +318,16 @@ pub fn matmul_stored_transposed(
         let part = View { values: &dy[start..], row_stride: n, col_stride: 1 };
         matmul(m, len, k, part, View::rows(tile, k), dx, write);
     }
+}
+
+/// Stored f32 values where they lie, where that is a place for them.
+fn plain_f32(block_type: BlockType, bytes: &[u8]) -> Option<&[f32]> {
+    if block_type != BlockType::F32 || cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: any bits are a float.
+    let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+    (before.is_empty() && after.is_empty()).then_some(values)
 }
 
 /// Widens stored values to f32, the float types by vector instructions.

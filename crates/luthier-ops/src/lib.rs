@@ -12,6 +12,7 @@ pub mod experts;
 mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora;
 pub mod norm;
 mod project;
 pub mod recompute;
@@ -23,6 +24,7 @@ pub mod tape;
 pub mod weight;
 
 pub use candle_core::{DType, Device, Result, Tensor};
+pub use lora::Lora;
 pub use recompute::{recompute, recompute_with};
 pub use residual::add;
 pub use tape::{with_reference, without_tape};

@@ -6,13 +6,13 @@ use luthier_kernels::matmul::{View, Write, matmul, matmul_stored, matmul_stored_
 use luthier_kernels::packed::{Packed, multiply_all};
 use luthier_kernels::rows;
 
-use crate::Weight;
 use crate::tape::{self, Fused, Pass};
 use crate::weight::Values;
+use crate::{Weight, lora};
 
 // m inputs, n outputs
 
-/// x: [.., m], weight: [n, m], bias: [n] -> [.., n].
+/// x: [.., m], weight: [n, m], bias: [n] -> [.., n], with what the weight was adapted by.
 pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
     let (&[n, m], Some(&width)) = (weight.shape(), x.dims().last()) else {
         candle_core::bail!("{}: a linear map is a matrix, this is {:?}", weight.name(), weight.shape())
@@ -22,6 +22,9 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tens
     }
     if let Some(bias) = bias.filter(|bias| bias.shape() != [n]) {
         candle_core::bail!("{}: has shape {:?}, wanted [{n}]", bias.name(), bias.shape());
+    }
+    if let Some(lora) = weight.lora() {
+        return lora::adapted(x, weight, bias, lora);
     }
     if !tape::is_fused(&[x]) || !on_cpu(weight) || bias.is_some_and(|bias| !on_cpu(bias)) {
         return reference(x, weight, bias);
@@ -35,7 +38,7 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tens
 /// Several linear maps of the same x: [.., m] -> [.., n] each. Packed weights without biases read and round x once.
 pub fn linear_all<const N: usize>(x: &Tensor, maps: [(&Weight, Option<&Weight>); N]) -> Result<[Tensor; N]> {
     let packed = maps.map(|(weight, bias)| match weight.values() {
-        Values::Packed(matrix) if bias.is_none() => Some(matrix),
+        Values::Packed(matrix) if bias.is_none() && weight.lora().is_none() => Some(matrix),
         _ => None,
     });
     let width = x.dims().last().copied().unwrap_or(0);
@@ -74,7 +77,7 @@ pub(crate) fn on_cpu(weight: &Weight) -> bool {
     }
 }
 
-fn reference(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
+pub(crate) fn reference(x: &Tensor, weight: &Weight, bias: Option<&Weight>) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let width = dims.pop().unwrap_or(1);
     let rows = x.elem_count() / width.max(1);

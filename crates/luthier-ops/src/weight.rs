@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, Var};
@@ -13,6 +13,7 @@ use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::matmul::Write;
 use luthier_kernels::packed::{Packed, Precision};
 
+use crate::lora::Lora;
 use crate::tape;
 
 /// A matrix as its file stores it, row-major `[rows, cols]`, widened only while it is multiplied.
@@ -52,6 +53,7 @@ struct Inner {
     values: Values,
     trainable: AtomicBool,
     grad: Mutex<Buffer>,
+    lora: OnceLock<Lora>,
 }
 
 /// A gradient's memory, kept from step to step, and what it means.
@@ -85,6 +87,7 @@ impl Weight {
             values: Values::Dense(values),
             trainable: AtomicBool::new(trainable),
             grad: Mutex::default(),
+            lora: OnceLock::new(),
         })))
     }
 
@@ -96,6 +99,7 @@ impl Weight {
             values: Values::Stored(matrix),
             trainable: AtomicBool::new(false),
             grad: Mutex::default(),
+            lora: OnceLock::new(),
         }))
     }
 
@@ -107,6 +111,7 @@ impl Weight {
             values: Values::Packed(matrix),
             trainable: AtomicBool::new(false),
             grad: Mutex::default(),
+            lora: OnceLock::new(),
         }))
     }
 
@@ -149,6 +154,24 @@ impl Weight {
     pub fn set_trainable(&self, trainable: bool) {
         let dense = matches!(self.0.values, Values::Dense(_));
         self.0.trainable.store(trainable && dense, Ordering::Relaxed);
+    }
+
+    /// From now on linear maps of this weight are adapted: it stays as it is, and a product of two narrow matrices counts
+    /// beside it.
+    ///
+    /// # Errors
+    /// Where the weight is trainable or adapted already, or the factors have other shapes.
+    pub fn adapt(&self, lora: Lora) -> Result<()> {
+        lora.check(self.name(), self.shape())?;
+        if self.is_trainable() || self.0.lora.set(lora).is_err() {
+            candle_core::bail!("{}: to be adapted, a weight is frozen and not adapted already", self.name())
+        }
+        Ok(())
+    }
+
+    /// What linear maps of it are adapted by.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.0.lora.get()
     }
 
     /// The gradient accumulated so far, flat and in the weight's own order; empty when there is none.

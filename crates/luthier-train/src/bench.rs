@@ -5,10 +5,11 @@ use std::time::Instant;
 use luthier_arch::model::Model;
 use serde::Serialize;
 
+use crate::adapter::{self, Adapter};
 use crate::batch::Row;
 use crate::optimizers::adamw::{AdamW, Settings};
-use crate::parameters;
 use crate::random::{Purpose, Random};
+use crate::recipe::AdapterRecipe;
 use crate::step::{Mover, train_step};
 use crate::{Error, Result};
 
@@ -29,11 +30,13 @@ pub struct StepTimes {
     pub train_tokens_per_s: f64,
 }
 
-/// Trains every weight with AdamW (betas 0.9 and 0.95, decay 0.1) in f32 for the warm-up and `n_steps` steps on `batch`
+/// Trains every weight, or an adapter alone, with AdamW (betas 0.9 and 0.95, decay 0.1) in f32 for the warm-up and `n_steps` steps on `batch`
 /// rows of `sequence_length` seeded random tokens. A decoder-only model predicts each next token of a row; an
-/// encoder-decoder reads the first half of it and predicts the second. The model's weights must be trainable.
+/// encoder-decoder reads the first half of it and predicts the second. The model's weights must be trainable, beside an adapter
+/// frozen.
 pub fn bench_step(
     model: &dyn Model,
+    adapter: Option<&AdapterRecipe>,
     batch: usize,
     sequence_length: usize,
     n_steps: usize,
@@ -52,7 +55,8 @@ pub fn bench_step(
     }
     luthier_arch::check_tokens(model, batch.saturating_mul(sequence_length))?;
     let rows = random_rows(model, batch, sequence_length);
-    let weights = parameters::choose(model.weights(), &[], &[])?;
+    let adapter = adapter.map(|how| Adapter::attach(model, "", how, 0)).transpose()?;
+    let weights = adapter::trained(model, adapter.as_ref(), &[], &[])?;
     let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };
     let mut optimizer = AdamW::new(settings, &weights);
     let (mut losses, mut times_ms) = (Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
-//! Checkpoints of a run: `checkpoint-<step>/` with the model (f32 masters), the optimizer and the state.
+//! Checkpoints of a run: `checkpoint-<step>/` with the model (f32 masters) or adapter, the optimizer and the state.
 //!
-//! model.safetensors and config.json make it a MODEL; optimizer.safetensors holds the moments, trainer_state.json the
+//! model.safetensors and config.json make it a MODEL, an adapter's files one of PEFT's; optimizer.safetensors holds the moments, trainer_state.json the
 //! position, the random numbers' seed and the log.
 
 use std::fs;
@@ -11,13 +11,12 @@ use luthier_checkpoint::json::to_text;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Entry;
-use crate::model_folder::{self, F32File};
+use crate::model_folder::{self, F32File, Files};
 use crate::parameters;
 use crate::recipe::Precision;
 use crate::trainer::{Position, Trainer};
 use crate::{Error, Result};
 
-pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const STATE: &str = "trainer_state.json";
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -82,10 +81,10 @@ pub(crate) fn write(
     for file in side_files {
         put(&file.name, &file.bytes)?;
     }
-    let config = model_folder::config_with_dtype(trainer.model(), Precision::F32);
-    put("config.json", to_text(&config).as_bytes())?;
+    let files = Files::of(trainer, Precision::F32);
+    put(files.config_name, to_text(&files.config).as_bytes())?;
     trainer.with_masters(|trainer| {
-        model_folder::write_weights(&folder.join(WEIGHTS), trainer.model(), Precision::F32)
+        model_folder::write_weights(&folder.join(files.weights_name), trainer, Precision::F32)
     })?;
     let optimizer = trainer.optimizer();
     model_folder::write_moments(&folder.join(OPTIMIZER), &optimizer.state(), optimizer.steps())?;
@@ -95,7 +94,7 @@ pub(crate) fn write(
 /// Puts the trainer where the checkpoint in `folder` was.
 pub(crate) fn read(folder: &Path, trainer: &mut Trainer) -> Result<State> {
     let state = State::read(&folder.join(STATE))?;
-    let weights = F32File::open(&folder.join(WEIGHTS))?;
+    let weights = F32File::open(&folder.join(Files::of(trainer, Precision::F32).weights_name))?;
     let moments = F32File::open(&folder.join(OPTIMIZER))?;
     let steps = moments.steps()?.unwrap_or(state.global_step);
     trainer.restore(

@@ -42,6 +42,9 @@ pub fn identity(
     if let Some(InitialState::Place(place)) = &recipe.optimizer.initial_state {
         map["optimizer"]["initial_state"] = json!(place_name(&place.to_string_lossy()));
     }
+    if let Some(place) = recipe.adapter.as_ref().and_then(|adapter| adapter.initial.as_ref()) {
+        map["adapter"]["initial"] = json!(place_name(&place.to_string_lossy()));
+    }
     let data = map.get_mut("data").and_then(Value::as_object_mut).expect("a recipe has data");
     data.insert("train".into(), texts_identity(train));
     if !validation.is_empty() {

@@ -1,5 +1,6 @@
 //! Training: objectives, optimizers, schedules, and the loop that is killed and resumed without a trace.
 
+pub mod adapter;
 pub mod batch;
 pub mod bench;
 mod checkpoint;

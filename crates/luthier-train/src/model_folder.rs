@@ -1,9 +1,10 @@
-//! The model files of a run: weights and config of a checkpoint or of the finished model, and reading them back.
+//! The files of a run that hold what is trained, in a checkpoint or finished: weights and config of a model or of an adapter.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use luthier_arch::model::Model;
+use luthier_checkpoint::adapter;
 use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::{Dtype, Ledger, LedgerSummary, TensorInfo, TensorSink, TensorSource};
 use luthier_kernels::blocks::BlockType;
@@ -12,12 +13,38 @@ use serde_json::{Map, Value};
 
 use crate::parameters;
 use crate::recipe::Precision;
+use crate::trainer::Trainer;
 use crate::{Error, Result};
 
-/// Writes all weights of a model under their names, f32 or rounded to bf16; a tied one again under each name that
+/// Their names, and what the config says.
+pub(crate) struct Files {
+    pub(crate) config_name: &'static str,
+    pub(crate) config: Map<String, Value>,
+    pub(crate) weights_name: &'static str,
+}
+
+impl Files {
+    /// A model's, or an adapter's.
+    pub(crate) fn of(trainer: &Trainer, precision: Precision) -> Files {
+        match trainer.adapter() {
+            Some(adapter) => Files {
+                config_name: adapter::CONFIG_NAME,
+                config: adapter.config(),
+                weights_name: adapter::WEIGHTS_NAME,
+            },
+            None => Files {
+                config_name: "config.json",
+                config: config_with_dtype(trainer.model(), precision),
+                weights_name: "model.safetensors",
+            },
+        }
+    }
+}
+
+/// Writes all weights of a model or adapter under their names, f32 or rounded to bf16; a tied one again under each name that
 /// other programs look for. One tensor's bytes are in memory at a time.
-pub(crate) fn write_weights(path: &Path, model: &dyn Model, precision: Precision) -> Result<()> {
-    let named = named_weights(model)?;
+pub(crate) fn write_weights(path: &Path, trainer: &Trainer, precision: Precision) -> Result<()> {
+    let named = named_weights(trainer)?;
     let infos: Vec<TensorInfo> =
         named.iter().map(|(name, weight)| info(name, weight.shape(), precision)).collect();
     let mut writer = SafetensorsWriter::create_file(path, &infos, &SafetensorsWriter::pt_metadata())?;
@@ -43,16 +70,21 @@ pub(crate) fn write_moments(path: &Path, vectors: &[(String, &[f32])], steps: u6
     Ok(writer.finish()?)
 }
 
-/// What becomes of the tensors of a model that is trained: each is changed; a second copy of a tied one goes into it.
+/// What becomes of the tensors of a model that is trained: each is changed; a second copy of a tied one goes into it. Those of
+/// a model beside an adapter stay where they are.
 pub(crate) fn ledger(
-    model: &dyn Model,
+    trainer: &Trainer,
     place: &str,
     tensors: Option<&dyn TensorSource>,
 ) -> Result<LedgerSummary> {
     const HOW: &str = "trained";
-    let named = named_weights(model)?;
+    let named = named_weights(trainer)?;
     let infos: Vec<TensorInfo> =
         named.iter().map(|(name, weight)| info(name, weight.shape(), Precision::F32)).collect();
+    if let Some(adapter) = trainer.adapter() {
+        return adapter.ledger(tensors, &infos);
+    }
+    let model = trainer.model();
     let mut ledger = Ledger::new();
     let Some(tensors) = tensors else {
         named.iter().try_for_each(|(name, _)| ledger.made(name, "drawn at random and trained"))?;
@@ -126,7 +158,7 @@ impl F32File {
 }
 
 /// The model's config with the dtype that its weights are written in.
-pub(crate) fn config_with_dtype(model: &dyn Model, precision: Precision) -> Map<String, Value> {
+fn config_with_dtype(model: &dyn Model, precision: Precision) -> Map<String, Value> {
     let mut config = model.config().clone();
     let name = match precision {
         Precision::F32 => "float32",
@@ -139,11 +171,14 @@ pub(crate) fn config_with_dtype(model: &dyn Model, precision: Precision) -> Map<
 }
 
 /// The weights by the names that files carry them under.
-fn named_weights(model: &dyn Model) -> Result<Vec<(String, &Weight)>> {
-    let layout = luthier_arch::layout(model.config())?;
-    let weights = model.weights();
+fn named_weights(trainer: &Trainer) -> Result<Vec<(String, &Weight)>> {
+    let weights = trainer.kept();
     let mut named: Vec<(String, &Weight)> =
         weights.iter().map(|weight| (weight.name().to_string(), weight)).collect();
+    if trainer.adapter().is_some() {
+        return Ok(named);
+    }
+    let layout = luthier_arch::layout(trainer.model().config())?;
     for tie in layout.ties.iter().filter(|tie| tie.written) {
         let target = weights.iter().find(|weight| weight.name() == tie.target);
         named.extend(target.map(|weight| (tie.name.clone(), weight)));

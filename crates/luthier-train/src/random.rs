@@ -14,6 +14,8 @@ pub enum Purpose {
     Sequence = 3,
     /// What an objective draws for a validation window.
     Validation = 4,
+    /// The first values of an adapter.
+    Adapter = 5,
 }
 
 /// A stream of pseudo-random numbers.

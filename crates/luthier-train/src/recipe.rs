@@ -3,6 +3,7 @@
 //! Scientific choices have no default; the few keys that may be left out say in their documentation what is taken
 //! then, and the resolved value is printed and stored in the lineage.
 
+mod adapter;
 mod check;
 mod model_source;
 
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 
+pub use self::adapter::AdapterRecipe;
 pub use self::model_source::{ModelSource, RandomModel};
 use crate::Result;
 use crate::count;
@@ -71,6 +73,10 @@ pub struct Recipe {
     /// Layers, from the first on, that are computed again in the backward pass to save memory; left out: 0.
     #[serde(default, deserialize_with = "count::required")]
     pub recompute_layers: u64,
+    /// Trains a LoRA adapter beside the model, which stays as it is and is read as its file has it; `out` becomes the
+    /// adapter. Left out: the model itself is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterRecipe>,
     /// Patterns (`*` any run of characters) of weights that stay as they are; left out: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,
@@ -280,6 +286,7 @@ impl Recipe {
         self.check_data()?;
         self.check_lengths()?;
         self.check_out()?;
+        self.check_adapter()?;
         self.check_optimizer()?;
         self.check_schedule()?;
         self.resolve_objective()?;

@@ -7,6 +7,7 @@ use luthier_arch::model::Model;
 use luthier_checkpoint::json::to_text;
 use luthier_checkpoint::lineage::{LINEAGE_NAME, Parent};
 use luthier_checkpoint::{LedgerSummary, Lineage, SideFile, TensorSource};
+use luthier_ops::Weight;
 use luthier_text::Tokenizer;
 use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
@@ -18,13 +19,14 @@ use crate::identity::{self, NamedText};
 use crate::initial_state;
 use crate::inputs;
 use crate::metrics::Entry;
-use crate::model_folder;
+use crate::model_folder::{self, Files};
 use crate::objectives::{self, ModelShape};
 use crate::progress::{Progress, Rate, Start, StepDone};
 use crate::recipe::{ModelSource, Recipe};
 use crate::run_folder::RunFolder;
 use crate::teacher::Teacher;
 use crate::trainer::{Texts, Trainer};
+use crate::windows::TokenStream;
 use crate::{Error, Result};
 
 /// What an opener or a reader of texts gives for an error.
@@ -38,6 +40,8 @@ pub enum Purpose {
         /// The recipe's seed.
         seed: u64,
     },
+    /// To stand beside an adapter that is trained: weights as their file has them.
+    Adapt,
     /// To teach: never changed.
     Teach,
 }
@@ -93,7 +97,7 @@ pub struct Outcome {
 }
 
 /// Trains as the recipe says, going on from the last checkpoint in `out` where there is one. The folder ends as a
-/// MODEL. Everything in it depends on recipe, texts, models and thread count alone, never on interruptions. An error
+/// MODEL, or as an adapter in PEFT's form. Everything in it depends on recipe, texts, models and thread count alone, never on interruptions. An error
 /// before the first step leaves no folder behind.
 pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     let recipe = recipe.clone().resolved()?;
@@ -151,7 +155,7 @@ impl SourceTexts {
 /// What a run keeps beside the trainer.
 struct Parts {
     side_files: Vec<SideFile>,
-    /// Model first, then the teacher.
+    /// Model first, then the teacher, then the adapter that training went on from.
     parents: Vec<Parent>,
     ledger: LedgerSummary,
     text_tokens: usize,
@@ -176,7 +180,11 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
         ModelSource::Place(place) => place.clone(),
         ModelSource::Random(random) => random.config.display().to_string(),
     };
-    let student = open(&recipe.model, Purpose::Train { seed: recipe.seed }).map_err(named(&place))?;
+    let purpose = match recipe.adapter {
+        Some(_) => Purpose::Adapt,
+        None => Purpose::Train { seed: recipe.seed },
+    };
+    let student = open(&recipe.model, purpose).map_err(named(&place))?;
     let Some(tokenizer) = &student.tokenizer else {
         return Err(Error::recipe(
             "model",
@@ -190,7 +198,6 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
         vocab_size: student.model.vocab_size(),
     };
     let objective = objectives::of_recipe(recipe, shape, Some(tokenizer))?;
-    let ledger = model_folder::ledger(student.model.as_ref(), &place, student.tensors.as_deref())?;
     let mut parents = student.parents;
     let teacher = match (&recipe.teacher, &recipe.distillation) {
         (Some(place), Some(how)) => {
@@ -201,17 +208,19 @@ fn prepare(recipe: &Recipe, texts: &SourceTexts, open: Opener) -> Result<(Traine
         }
         _ => None,
     };
-    let parts = Parts {
-        side_files: student.side_files,
-        parents,
-        ledger,
-        text_tokens: tokens.train.n_tokens(),
-        text_documents: tokens.train.n_documents(),
-        validation_tokens: tokens.validation.n_tokens(),
-    };
+    let [text_tokens, validation_tokens] = [&tokens.train, &tokens.validation].map(TokenStream::n_tokens);
+    let text_documents = tokens.train.n_documents();
     let texts = Texts { train: tokens.train, validation: tokens.validation };
     let mut trainer = Trainer::new(recipe, student.model, objective, teacher, texts)?;
     initial_state::load(recipe, &mut trainer)?;
+    let ledger = model_folder::ledger(&trainer, &place, student.tensors.as_deref())?;
+    let mut side_files = student.side_files;
+    if let Some(adapter) = trainer.adapter() {
+        // The tokenizer stays with the model.
+        side_files.clear();
+        parents.extend(adapter.parent()?);
+    }
+    let parts = Parts { side_files, parents, ledger, text_tokens, text_documents, validation_tokens };
     Ok((trainer, parts))
 }
 
@@ -259,8 +268,7 @@ fn resume(folder: &mut RunFolder, trainer: &mut Trainer, recipe: &Recipe) -> Res
 }
 
 fn announce(recipe: &Recipe, trainer: &Trainer, parts: &Parts, progress: &mut dyn Progress) {
-    let count =
-        |weights: &[luthier_ops::Weight]| weights.iter().map(|w| w.shape().iter().product::<usize>()).sum();
+    let count = |weights: &[Weight]| weights.iter().map(Weight::elem_count).sum();
     progress.started(&Start {
         recipe,
         total_steps: recipe.total_steps(),
@@ -374,7 +382,7 @@ fn outcome(state: &State) -> Outcome {
     }
 }
 
-/// Makes the folder a MODEL, its lineage last.
+/// Makes the folder a MODEL or an adapter, its lineage last.
 fn finish(
     folder: &RunFolder,
     trainer: &Trainer,
@@ -388,10 +396,10 @@ fn finish(
     for file in &parts.side_files {
         folder.place_file(&file.name, &file.bytes)?;
     }
-    let config = model_folder::config_with_dtype(trainer.model(), recipe.precision);
-    folder.place_file("config.json", to_text(&config).as_bytes())?;
-    folder.place_with(checkpoint::WEIGHTS, |path| {
-        model_folder::write_weights(path, trainer.model(), recipe.precision)
+    let files = Files::of(trainer, recipe.precision);
+    folder.place_file(files.config_name, to_text(&files.config).as_bytes())?;
+    folder.place_with(files.weights_name, |path| {
+        model_folder::write_weights(path, trainer, recipe.precision)
     })?;
     folder.place_file(checkpoint::STATE, to_text(&state).as_bytes())?;
     let recipe_value = Value::Object(identity.clone());

@@ -4,12 +4,14 @@ use luthier_arch::model::Model;
 use luthier_ops::Weight;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::{self, Adapter};
+use crate::identity;
 use crate::masters::Masters;
 use crate::objectives::Objective;
 use crate::optimizers::{self, Optimizer};
 use crate::parameters;
 use crate::random::{Purpose, Random};
-use crate::recipe::{Precision, Recipe};
+use crate::recipe::{ModelSource, Precision, Recipe};
 use crate::schedules::{self, Schedule};
 use crate::step::{Mover, StepReport, train_step};
 use crate::teacher::Teacher;
@@ -36,6 +38,7 @@ pub struct Trainer {
     model: Box<dyn Model>,
     teacher: Option<Teacher>,
     objective: Box<dyn Objective>,
+    adapter: Option<Adapter>,
     weights: Vec<Weight>,
     masters: Option<Masters>,
     optimizer: Box<dyn Optimizer>,
@@ -87,7 +90,15 @@ impl Trainer {
             ));
         }
         model.set_recomputed_layers(recipe.recompute_layers as usize);
-        let weights = parameters::choose(model.weights(), &recipe.freeze, &recipe.train_only)?;
+        let adapter = recipe.adapter.as_ref().map(|how| {
+            let base = match &recipe.model {
+                ModelSource::Place(place) => identity::place_name(place),
+                ModelSource::Random(random) => identity::place_name(&random.config.to_string_lossy()),
+            };
+            Adapter::attach(model.as_ref(), &base, how, recipe.seed)
+        });
+        let adapter = adapter.transpose()?;
+        let weights = adapter::trained(model.as_ref(), adapter.as_ref(), &recipe.freeze, &recipe.train_only)?;
         let optimizer = optimizers::of_recipe(recipe, &weights);
         let masters = match recipe.precision {
             Precision::F32 => None,
@@ -120,6 +131,7 @@ impl Trainer {
             model,
             teacher,
             objective,
+            adapter,
             weights,
             masters,
             optimizer,
@@ -194,6 +206,16 @@ impl Trainer {
         self.model.as_ref()
     }
 
+    /// The adapter that is trained, where it is not the model itself.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// The weights that the run's files hold: the model's, or the adapter's.
+    pub(crate) fn kept(&self) -> &[Weight] {
+        self.adapter.as_ref().map_or(self.model.weights(), Adapter::weights)
+    }
+
     /// The weights that are trained, in layout order.
     pub fn trained(&self) -> &[Weight] {
         &self.weights
@@ -225,7 +247,7 @@ impl Trainer {
         self.optimizer.restore(steps).into_iter().try_for_each(|(name, values)| fill(&name, values))
     }
 
-    /// Puts the run where a checkpoint was, whose optimizer had taken `steps`: `fill_weights` writes the masters into the weights, `fill_state` each
+    /// Puts the run where a checkpoint was, whose optimizer had taken `steps`: `fill_weights` writes the masters into the weights that are kept, `fill_state` each
     /// vector of the optimizer's state.
     pub fn restore(
         &mut self,
@@ -234,7 +256,7 @@ impl Trainer {
         fill_weights: impl FnOnce(&[Weight]) -> Result<()>,
         mut fill_state: impl FnMut(&str, &mut [f32]) -> Result<()>,
     ) -> Result<()> {
-        fill_weights(self.model.weights())?;
+        fill_weights(self.kept())?;
         if let Some(masters) = &mut self.masters {
             masters.round(&self.weights)?;
         }

@@ -6,7 +6,7 @@ use luthier_arch::LoadOptions;
 use luthier_arch::model::check_predicts_next;
 use luthier_checkpoint::lineage::{Parent, sha256_of_file};
 use luthier_train::bench::WARM_UP_STEPS;
-use luthier_train::recipe::{ModelSource, RandomModel};
+use luthier_train::recipe::{AdapterRecipe, ModelSource, RandomModel};
 use luthier_train::run::BoxError;
 use luthier_train::{Opened, Outcome, Purpose, Recipe, TrainEnv};
 use serde_json::{Value, json};
@@ -49,6 +49,9 @@ fn inputs(recipe: &Recipe) -> anyhow::Result<Value> {
     };
     let teacher = recipe.teacher.as_deref().map(hashes).transpose()?;
     let mut inputs = json!({ "model": model, "teacher": teacher });
+    if let Some(place) = recipe.adapter.as_ref().and_then(|adapter| adapter.initial.as_deref()) {
+        inputs["adapter"] = files_of(Parent::of_place("", place)?)?;
+    }
     if let Some(file) = luthier_train::initial_state::file(recipe)? {
         inputs["optimizer_state"] = json!(sha256_of_file(&file)?.1);
     }
@@ -96,13 +99,17 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
             let parents = random_parents(random)?;
             Ok(Opened { model, tokenizer: Some(tokenizer), side_files, parents, tensors: None })
         }
+        (ModelSource::Random(_), Purpose::Adapt) => {
+            bail!("an adapter needs weights to stand beside; name a MODEL")
+        }
         (ModelSource::Random(_), Purpose::Teach) => bail!("a teacher needs weights; name a MODEL"),
     }
 }
 
-/// Times `steps` training steps of MODEL on one fixed batch, the first two for warming up.
+/// Times `steps` training steps of MODEL, or of an adapter beside it, on one fixed batch, the first two for warming up.
 pub fn bench(
     model: &str,
+    adapter: Option<&AdapterRecipe>,
     batch: usize,
     seq: usize,
     steps: usize,
@@ -113,7 +120,7 @@ pub fn bench(
     }
     luthier_kernels::process::keep_freed_memory();
     let checkpoint = places::open(model)?;
-    let options = LoadOptions { trainable: true, device: Device::Cpu };
+    let options = LoadOptions { trainable: adapter.is_none(), device: Device::Cpu };
     let model = luthier_arch::load(&checkpoint, &options)?;
-    Ok(luthier_train::bench::bench_step(model.as_ref(), batch, seq, timed)?)
+    Ok(luthier_train::bench::bench_step(model.as_ref(), adapter, batch, seq, timed)?)
 }

@@ -47,7 +47,7 @@ proptest! {
 
     #[test]
     fn stored_rows_multiply_like_their_widened_values(
-        m in 1usize..12, k in 1usize..80, n in 1usize..200, kind in 0usize..3,
+        m in 1usize..24, k in 1usize..80, n in 1usize..700, kind in 0usize..3,
     ) {
         let weights = values(n * k, 4);
         let (block_type, bytes): (BlockType, Vec<u8>) = match kind {

@@ -3,4 +3,5 @@
 
 mod check;
 mod experts;
+mod lora;
 mod ops;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use luthier_checkpoint::adapter::Adapter;
 use luthier_checkpoint::gguf::{GgufValue, is_gguf_name};
 use luthier_checkpoint::{Checkpoint, LedgerSummary, TensorSource};
-use serde_json::{Map, json};
+use serde_json::Map;
 
 use super::{Options, Report, recipe};
 use crate::extract::config::{self, Contents};
@@ -128,15 +128,11 @@ fn described(adapter: &Adapter, base: &Input) -> Result<Map<String, serde_json::
         base,
         layout: Some(&layout),
         ranks,
+        alpha: adapter.modules.values().any(|module| module.scale != 1.0).then_some(adapter.config.alpha),
         saved: Vec::new(),
         biases: Vec::new(),
         fan_in_fan_out: false,
         has_tied_head: false,
     };
-    let mut keys = config::config(&contents);
-    if adapter.modules.values().any(|module| module.scale != 1.0) {
-        keys.insert("lora_alpha".to_string(), json!(adapter.config.alpha));
-        keys.insert("alpha_pattern".to_string(), json!({}));
-    }
-    Ok(keys)
+    Ok(config::config(&contents))
 }

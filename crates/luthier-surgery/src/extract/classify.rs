@@ -178,7 +178,7 @@ fn modules(infos: &[TensorInfo]) -> Modules<'_> {
 }
 
 /// What stands before the last dot.
-pub(super) fn parent(name: &str) -> &str {
+fn parent(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(parent, _)| parent)
 }
 

@@ -157,6 +157,7 @@ pub fn run(
         base,
         layout: prepared.layout.as_ref(),
         ranks: report.ranks.clone(),
+        alpha: None,
         saved: held.saved_modules(),
         biases: held.biases(),
         fan_in_fan_out: prepared.classified.fan_in_fan_out,

@@ -132,9 +132,11 @@ pub(crate) fn run_with(
     progress: &mut dyn Progress,
     force: bool,
 ) -> Result<Outcome> {
+    let recipe_seed = recipe.seed;
     let mut open = |source: &ModelSource, purpose| {
         let model = match purpose {
             Purpose::Train { seed } => model(config, seed, true),
+            Purpose::Adapt => model(config, recipe_seed, false),
             Purpose::Teach => model(&llama_config(), 77, false),
         };
         let tokenizer = tokenizer();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use luthier_arch::Precision;
 use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::bench::{BenchOptions, bench};
+use luthier_train::recipe::AdapterRecipe;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -19,7 +20,7 @@ use crate::training;
 /// Times reading a prompt and decoding, by the loop that `generate` uses; with --train, full training steps.
 ///
 /// The prompt is id[i] = (7919 i + 1) mod vocabulary, decoding is greedy and goes on past end tokens. Training is f32,
-/// AdamW, every weight, one fixed batch; the median of the steps after two warm-up steps counts. Memory is the peak
+/// AdamW, every weight or with --lora-rank an adapter, one fixed batch; the median of the steps after two warm-up steps counts. Memory is the peak
 /// resident size of the process, mapped pages included.
 #[derive(Debug, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +49,9 @@ pub(super) struct Bench {
     /// Training steps, the two for warming up included [default: 8]
     #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
     steps: Option<AtLeast<3>>,
+    /// Train a LoRA adapter of this rank beside all projections, alpha twice as much; the model stays as its file has it
+    #[arg(long, value_name = "R", allow_negative_numbers = true, requires = "train")]
+    lora_rank: Option<AtLeast<1>>,
     /// Keep the numbers in DIR/measurements.json, from which `frontier` draws
     #[arg(long, value_name = "DIR", conflicts_with = "train")]
     record: Option<PathBuf>,
@@ -62,12 +66,12 @@ impl Act for Bench {
             || self.new_tokens.is_some()
             || self.runs.is_some()
             || self.record.is_some();
-        let training = self.seq.is_some() || self.steps.is_some();
+        let training = self.seq.is_some() || self.steps.is_some() || self.lora_rank.is_some();
         match self.train {
             true if decoding => {
                 Err("prompt_tokens, new_tokens, runs and record do not go with train".to_string())
             }
-            false if training => Err("seq and steps belong to train".to_string()),
+            false if training => Err("seq, steps and lora_rank belong to train".to_string()),
             _ => Ok(()),
         }
     }
@@ -120,7 +124,13 @@ impl Bench {
         let batch = self.batch.map_or(4, |n| n.0);
         let seq = self.seq.map_or(256, |n| n.0);
         let steps = self.steps.map_or(8, |n| n.0);
-        let result = training::bench(&self.model, batch, seq, steps)?;
+        let adapter = self.lora_rank.map(|rank| AdapterRecipe {
+            rank: rank.0 as u64,
+            alpha: 2.0 * rank.0 as f64,
+            targets: Vec::new(),
+            initial: None,
+        });
+        let result = training::bench(&self.model, adapter.as_ref(), batch, seq, steps)?;
         let peak_rss_bytes = luthier_measure::memory::peak_rss_bytes()?;
         let text = format!(
             "training {:.1} tokens/s, {:.1} ms a step, peak memory {:.1} MB, loss {:.4} to {:.4}, {} threads",
