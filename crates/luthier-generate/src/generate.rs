@@ -229,7 +229,10 @@ fn run(model: &dyn Model, rows: &[&[u32]], encoded: Option<&Encoded>, cache: &mu
 
 /// An error for NaN, for positive infinity, and where nothing is finite; negative infinity is a masked token.
 pub(crate) fn check_logits(logits: &[f32], position: usize) -> Result<()> {
-    let wrong = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY);
+    // Whether there is one at all is asked of all, which is quicker than to stop at the first.
+    let is_wrong = |logit: f32| logit.is_nan() || logit == f32::INFINITY;
+    let any_wrong = logits.iter().fold(false, |any, &logit| any | is_wrong(logit));
+    let wrong = if any_wrong { logits.iter().position(|&logit| is_wrong(logit)) } else { None };
     let wrong = wrong.or_else(|| logits.iter().all(|&logit| logit == f32::NEG_INFINITY).then_some(0));
     match wrong {
         Some(id) => Err(Error::Logits { position, id, value: logits.get(id).copied().unwrap_or(f32::NAN) }),

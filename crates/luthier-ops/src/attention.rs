@@ -48,9 +48,8 @@ pub fn attention(q_bthd: &Tensor, k_bskd: &Tensor, v_bskd: &Tensor, spec: &Atten
     }
     let ((batch, queries, heads, head_dim), (_, keys, kv_heads, _)) = (q_bthd.dims4()?, k_bskd.dims4()?);
     let sizes = Sizes { batch, queries, keys, heads, kv_heads, head_dim };
-    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
     let (spec, shape) = (spec.clone(), q_bthd.shape().clone());
-    let op = Attention { sizes, spec, shape, lse: OnceLock::new(), bias };
+    let op = Attention { sizes, spec, shape, lse: OnceLock::new() };
     tape::apply(op, &[q_bthd, k_bskd, v_bskd])
 }
 
@@ -94,24 +93,25 @@ struct Attention {
     shape: Shape,
     /// Logarithms of the rows' sums, [b, h, t], left by the forward pass.
     lse: OnceLock<Vec<f32>>,
-    bias: Option<Vec<f32>>,
 }
 
 impl AttentionSpec {
-    fn rule<'r>(&'r self, bias: Option<&'r [f32]>) -> Rule<'r> {
-        Rule {
+    fn rule(&self) -> Result<Rule<'_>> {
+        let bias = match &self.bias {
+            Some(bias) => {
+                Some(DistanceBias { values: bias.by_distance()?, reach: bias.buckets.max_distance })
+            }
+            None => None,
+        };
+        Ok(Rule {
             scale: self.scale as f32,
             softcap: self.softcap.map(|cap| cap as f32),
             causal: self.causal,
             window: self.window,
             query_offset: self.query_offset,
             segments: self.segments.as_ref().map(|(queries, keys)| (queries.as_slice(), keys.as_slice())),
-            bias: self
-                .bias
-                .as_ref()
-                .zip(bias)
-                .map(|(bias, values)| DistanceBias { values, reach: bias.buckets.max_distance }),
-        }
+            bias,
+        })
     }
 }
 
@@ -134,7 +134,7 @@ impl Fused for Attention {
         let mut out = unfilled(inputs[0].len());
         let mut lse = vec![0f32; self.sizes.batch * self.sizes.heads * self.sizes.queries];
         let (k, v) = (self.heads(inputs[1]), self.heads(inputs[2]));
-        kernel(self.sizes, self.spec.rule(self.bias.as_deref()), inputs[0], k, v, &mut out, Some(&mut lse));
+        kernel(self.sizes, self.spec.rule()?, inputs[0], k, v, &mut out, Some(&mut lse));
         // The operation is made anew for each call, so nothing was saved before.
         let _ = self.lse.set(lse);
         Ok((out, self.shape.clone()))
@@ -146,9 +146,10 @@ impl Fused for Attention {
         let (mut dq, mut dk, mut dv) = (unfilled(q.len()), unfilled(k.len()), unfilled(v.len()));
         let saved = Saved { out: pass.result, dout: pass.grad, lse };
         let trained = self.spec.bias.as_ref().filter(|bias| bias.weight.is_trainable());
-        let mut dbias = trained.map(|_| vec![0f32; self.bias.as_ref().map_or(0, Vec::len)]);
+        let rule = self.spec.rule()?;
+        let mut dbias = trained.map(|_| vec![0f32; rule.bias.map_or(0, |bias| bias.values.len())]);
         let grads = Grads { dq: &mut dq, dk: &mut dk, dv: &mut dv, dbias: dbias.as_deref_mut() };
-        attention_backward(self.sizes, self.spec.rule(self.bias.as_deref()), q, k, v, saved, grads);
+        attention_backward(self.sizes, rule, q, k, v, saved, grads);
         if let (Some(bias), Some(dbias)) = (trained, &dbias) {
             bias.accumulate(dbias);
         }
@@ -177,12 +178,11 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     check_bias(spec, heads)?;
     check_segments(spec, batch * queries, batch * keys)?;
     let in_turn = queries == 1 || batch == 1 && queries <= QUERIES_IN_TURN;
-    let in_turn = in_turn && spec.bias.is_none() && spec.segments.is_none();
-    let bias = spec.bias.as_ref().map(RelativeBias::by_distance).transpose()?;
+    let in_turn = in_turn && spec.segments.is_none();
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {
-        let rule = spec.rule(bias.as_deref());
+        let rule = spec.rule()?;
         if !in_turn {
             cache.attend_prompt(rule, slices[0], heads, &mut out);
             return Ok(());

@@ -3,6 +3,8 @@
 //! arXiv:1910.10683, section 2.1. Near distances have a bucket each, farther ones share buckets that widen with the
 //! logarithm up to a largest distance, beyond which all share the last.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{Device, Result, Tensor};
 use luthier_kernels::matmul::Write;
 use luthier_kernels::rows;
@@ -47,18 +49,34 @@ impl Buckets {
     }
 }
 
-/// The bias of one stack's self-attention.
+/// The bias of one stack's self-attention, the same in all of its layers.
 #[derive(Clone, Debug)]
 pub struct RelativeBias {
     /// `[buckets, h]`.
     pub weight: Weight,
     /// Which distances share a row of it.
     pub buckets: Buckets,
+    /// As [`RelativeBias::by_distance`] gives it.
+    by_distance: Arc<OnceLock<Vec<f32>>>,
 }
 
 impl RelativeBias {
+    /// The bias of these numbers. Its clones look them up by distance only once, so that each pass through a stack, between
+    /// which they may be trained, has one made anew.
+    pub fn new(weight: Weight, buckets: Buckets) -> RelativeBias {
+        RelativeBias { weight, buckets, by_distance: Arc::default() }
+    }
+
     /// `[h, 2 max_distance + 1]`: each head's bias by distance, the farthest key before the query first.
-    pub(crate) fn by_distance(&self) -> Result<Vec<f32>> {
+    pub(crate) fn by_distance(&self) -> Result<&[f32]> {
+        if let Some(values) = self.by_distance.get() {
+            return Ok(values);
+        }
+        let values = self.look_up()?;
+        Ok(self.by_distance.get_or_init(|| values))
+    }
+
+    fn look_up(&self) -> Result<Vec<f32>> {
         let heads = self.weight.shape()[1];
         let table: Vec<f32> = self.weight.to_tensor(&Device::Cpu)?.flatten_all()?.to_vec1()?;
         let buckets: Vec<usize> = self.distances().map(|distance| self.buckets.of(distance)).collect();

@@ -148,9 +148,7 @@ impl StackShape {
             |at: usize| self.layers[at].build(site, weights, at, &self.norm, &self.names).map(Arc::new);
         let bias = match &self.positions {
             Positions::Rotary(_) => None,
-            Positions::Relative { buckets, name } => {
-                Some(RelativeBias { weight: weights.get(&site.name(name))?, buckets: *buckets })
-            }
+            Positions::Relative { buckets, name } => Some((weights.get(&site.name(name))?, *buckets)),
         };
         Ok(Stack {
             embedding,
@@ -168,7 +166,7 @@ impl StackShape {
 /// A stack that runs.
 pub struct Stack {
     embedding: Weight,
-    bias: Option<RelativeBias>,
+    bias: Option<(Weight, Buckets)>,
     layers: Vec<Arc<Layer>>,
     final_norm: Norm,
     shape: StackShape,
@@ -262,7 +260,7 @@ impl Stack {
         };
         Ok(Pass {
             turns,
-            bias: self.bias.clone(),
+            bias: self.bias.clone().map(|(weight, buckets)| RelativeBias::new(weight, buckets)),
             causal: self.causal,
             query_offset: offset,
             segments: self.self_segments(tokens, t, documents),

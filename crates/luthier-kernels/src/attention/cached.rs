@@ -9,8 +9,8 @@ mod prompt;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Rule;
 use super::softmax::{shape_scores, softmax};
+use super::{DistanceBias, Rule};
 use crate::buffer::unfilled;
 use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
@@ -104,14 +104,14 @@ impl<E: Element> Cached<'_, E> {
     }
 }
 
-/// q: [b, h, d] -> out: [b, h, d]; the query of each sequence stands at `rule.query_offset`. A rule with a bias or with
-/// documents is not for this kernel.
+/// q: [b, h, d] -> out: [b, h, d]; the query of each sequence stands at `rule.query_offset`. A rule with documents is not for
+/// this kernel.
 ///
 /// # Panics
 /// Where lengths do not belong together, and for such a rule.
 pub fn attend_cached<E: Element>(rule: Rule, q: &[f32], heads: usize, cached: Cached<E>, out: &mut [f32]) {
     let Cached { batch, kv_heads, head_dim, .. } = cached;
-    assert!(rule.bias.is_none() && rule.segments.is_none(), "a rule without bias and documents");
+    assert!(rule.segments.is_none(), "a rule without documents");
     cached.check(heads);
     assert_eq!((q.len(), out.len()), (batch * heads * head_dim, q.len()), "values of queries and outputs");
     let group = heads / kv_heads;
@@ -186,6 +186,9 @@ fn attend_run<E: Element>(
     for head in 0..group {
         let row = &mut scores[head * stride + skipped..][..run.len()];
         shape_scores_now(rule, row);
+        if let Some(bias) = &rule.bias {
+            add_bias(bias, place % cached.kv_heads * group + head, rule.query_offset, run.start, row);
+        }
         let (top, sum) = softmax(row);
         let part = &mut target[head * (width + ROWS)..][..width + ROWS];
         (part[width], part[width + 1]) = (top, sum);
@@ -195,6 +198,15 @@ fn attend_run<E: Element>(
         let n_heads = HEADS.min(group - head);
         let weights = &scores[head * stride + skipped..];
         weigh_heads(n_heads, weights, stride, values, width, run.len(), &mut target[head * (width + ROWS)..]);
+    }
+}
+
+/// Adds the bias of a query at position `query` to its scores with keys from position `first` on.
+fn add_bias(bias: &DistanceBias, head: usize, query: usize, first: usize, scores: &mut [f32]) {
+    let width = 2 * bias.reach + 1;
+    let values = &bias.values[head * width..][..width];
+    for (key, score) in (first..).zip(scores) {
+        *score += values[(key + bias.reach).saturating_sub(query).min(2 * bias.reach)];
     }
 }
 

@@ -74,7 +74,7 @@ proptest! {
         let inputs = [tensor(&[b, t, h, d], 1), tensor(&[b, s, kv, d], 2), tensor(&[b, s, kv, d], 3)];
         let weights: Vec<Weight> = biased.then(|| weight("bias", &[12, h], 4)).into_iter().collect();
         let op = |x: &[Tensor], w: &[Weight]| {
-            let bias = w.first().map(|weight| RelativeBias { weight: weight.clone(), buckets });
+            let bias = w.first().map(|weight| RelativeBias::new(weight.clone(), buckets));
             attention(&x[0], &x[1], &x[2], &AttentionSpec { bias, ..spec.clone() })
         };
         same_as_reference(&op, &inputs, &weights);
@@ -126,9 +126,9 @@ proptest! {
         let all = [tensor(&[b, t, kv * group, d], 1), tensor(&[b, t, kv, d], 2), tensor(&[b, t, kv, d], 3)];
         let mut spec = AttentionSpec {
             scale: 0.3, softcap: None, causal: true, window, query_offset: 0, segments: None,
-            bias: biased.then(|| RelativeBias {
-                weight: weight("bias", &[8, kv * group], 4),
-                buckets: Buckets { count: 8, max_distance: 20, bidirectional: false },
+            bias: biased.then(|| {
+                let buckets = Buckets { count: 8, max_distance: 20, bidirectional: false };
+                RelativeBias::new(weight("bias", &[8, kv * group], 4), buckets)
             }),
         };
         let whole = attention(&all[0], &all[1], &all[2], &spec).unwrap();

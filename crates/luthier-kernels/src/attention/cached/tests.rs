@@ -83,11 +83,13 @@ proptest! {
     #[test]
     fn one_query_sees_what_attention_over_all_sees(
         b in 1usize..3, s in 1usize..300, k in 1usize..4, group in 1usize..8, half_d in 1usize..45,
-        capped: bool, window in 0usize..400, causal: bool,
+        capped: bool, window in 0usize..400, causal: bool, biased: bool,
     ) {
         let window = (window > 0).then_some(window);
+        let bias = values(k * group * 41, 5);
         let rule = Rule {
-            scale: 0.3, softcap: capped.then_some(2.0), causal, window, query_offset: s - 1, segments: None, bias: None,
+            scale: 0.3, softcap: (capped && !biased).then_some(2.0), causal, window, query_offset: s - 1, segments: None,
+            bias: biased.then_some(DistanceBias { values: &bias, reach: 20 }),
         };
         let case = Case { b, t: 1, s, k, group, d: 2 * half_d, rule };
         check::<f32>(case, 2e-6);
