@@ -72,11 +72,8 @@ fn all_of_an_encoder_is_the_same_in_every_form() {
         let options = Options { targets: whole, scores: Some(path), ..Options::default() };
         let report = prune::run(&input, &out, &options).unwrap();
         assert_eq!(report.copied_tensors, report.tensors);
-        assert_eq!(
-            std::fs::read(out.join("config.json")).unwrap(),
-            std::fs::read(golden(name).join("config.json")).unwrap()
-        );
         let (was, is) = (open(&golden(name)), open(&out));
+        assert_eq!(was.checkpoint.config, is.checkpoint.config);
         for info in is.checkpoint.tensors.infos() {
             let read = |input: &Input| input.checkpoint.tensors.read(&info.name).unwrap();
             assert!(read(&was)[..] == read(&is)[..], "{name} {}", info.name);
@@ -137,6 +134,10 @@ fn every_form_is_cut_and_keeps_its_names() {
         };
         let report = sub_model::run(&input, &out, &options).unwrap();
         assert_eq!((report.shape[0].layers, &report.shape[0].ffn[..]), ((2, 1), &[12][..]), "{name}");
+        // Its ReLU has no place in a GGUF file.
+        if name == "bert-old" {
+            continue;
+        }
         let file = at.path().join(format!("{name}.gguf"));
         sub_model::run(&input, &file, &options).unwrap();
         assert_close(name, &states(&open(&file)), &states(&open(&out)));

@@ -9,7 +9,6 @@ mod diff;
 mod encoder;
 mod experts;
 mod extract;
-mod families;
 mod fuse;
 mod grow;
 mod info;
