@@ -8,6 +8,7 @@ mod convert;
 mod diff;
 mod encoder;
 mod experts;
+mod families;
 mod extract;
 mod fuse;
 mod grow;
