@@ -54,7 +54,9 @@ fn every_axis_of_every_family() {
                         &LoadOptions { trainable: false, device: candle_core::Device::Cpu },
                     )
                     .unwrap();
-                    assert!(report.parameters.1 < report.parameters.0, "{name} {axis}");
+                    // Half of one group is one.
+                    let (before, after) = report.parameters;
+                    assert!(after < before || axis == "kv_groups" && after == before, "{name} {axis}");
                     if let Some(Budget::Parameters(limit)) = options.budget {
                         assert!(report.parameters.1 <= limit, "{name} {axis}");
                     }

@@ -225,7 +225,7 @@ fn what_does_not_go_together_is_refused() {
         "did you mean weight?",
     );
     check(json!({"merge_method": "linear", "modles": []}), "unknown field `modles`");
-    let mut wide = linear("a", "a2");
+    let mut wide = linear("a", "tied");
     wide["dtype"] = json!("float64");
     check(wide, "with out_dtype: float64");
     check(json!({"merge_method": "ties", "models": [{"model": "a"}]}), "wanted a base_model");
