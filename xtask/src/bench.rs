@@ -1,7 +1,9 @@
 //! `cargo xtask bench WHAT`: our speed beside a peer's, interleaved in one run; figures go to bench/runs.
 
 mod decode;
+mod encdec;
 mod machine;
+mod rounded;
 mod surgery;
 mod train;
 
@@ -15,10 +17,14 @@ use serde_json::Value;
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
         Some("decode") => decode::run(&arguments[1..]),
+        Some("encdec") => encdec::run(&arguments[1..]),
         Some("machine") => machine::run(&arguments[1..]),
         Some("surgery") => surgery::run(&arguments[1..]),
         Some("train") => train::run(&arguments[1..]),
-        _ => bail!("cargo xtask\n{}", [decode::HELP, machine::HELP, surgery::HELP, train::HELP].join("\n")),
+        _ => bail!(
+            "cargo xtask\n{}",
+            [decode::HELP, encdec::HELP, machine::HELP, surgery::HELP, train::HELP].join("\n")
+        ),
     }
 }
 

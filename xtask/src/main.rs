@@ -21,7 +21,11 @@ type Verb = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 
 /// Sorted by name.
 const VERBS: &[Verb] = &[
-    ("bench", "our speed beside a peer, interleaved: bench decode, machine, surgery, train", bench::run),
+    (
+        "bench",
+        "our speed beside a peer, interleaved: bench decode, encdec, machine, surgery, train",
+        bench::run,
+    ),
     ("ci", "everything that must pass: tests, format, clippy, tidy, generated docs, rustdoc", ci::run),
     ("fetch-models", "fetch the real models that recipes use into models/cache/", fetch_models::run),
     ("gen", "write docs/verbs.md and its siblings from the code; --check only compares", gen_docs::run),

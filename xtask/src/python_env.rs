@@ -64,6 +64,13 @@ pub(crate) static BITSANDBYTES: Environment = Environment {
     ],
 };
 
+/// Encoder-decoders in 8 bits, and the converter to them.
+pub(crate) static CTRANSLATE2: Environment = Environment {
+    name: "ctranslate2",
+    variable: "LUTHIER_CTRANSLATE2_PYTHON",
+    requirements: &["ctranslate2==4.8.5", "torch==2.15.0", "transformers==5.23.0"],
+};
+
 /// Trimmed vocabularies.
 pub(crate) static VOCABTRIMMER: Environment = Environment {
     name: "vocabtrimmer",
@@ -78,7 +85,7 @@ pub(crate) static VOCABTRIMMER: Environment = Environment {
     ],
 };
 
-static ALL: [&Environment; 4] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &VOCABTRIMMER];
+static ALL: [&Environment; 5] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &CTRANSLATE2, &VOCABTRIMMER];
 
 /// Makes the environment where it is missing, checks the versions, and prints the interpreter's path.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{json_of, median, number, option, say, write_run};
+use super::{json_of, median, number, option, rounded, say, write_run};
 use crate::llama_cpp::LlamaCpp;
 use crate::python_env::succeed;
 
@@ -14,10 +14,11 @@ pub(super) const HELP: &str =
     "bench decode [--types Q4_0,Q8_0,Q4_K_M,F16 | --model FILE.gguf] [--rounds 5] [--threads 2]
   SmolLM2-135M in each type: prompt of 512 tokens, 128 tokens after it, 128 tokens from an empty context, and 8 sequences
   together (ours alone). llama.cpp is built where it is missing, or its programs are in the folder that LUTHIER_LLAMA_CPP
-  names.";
+  names. Types nf4, fp4 and int8 run beside bitsandbytes, whose Python is made where it is missing, or named by
+  LUTHIER_BITSANDBYTES_PYTHON.";
 
-const PROMPT_TOKENS: usize = 512;
-const NEW_TOKENS: usize = 128;
+pub(super) const PROMPT_TOKENS: usize = 512;
+pub(super) const NEW_TOKENS: usize = 128;
 const TOGETHER: usize = 8;
 
 /// One kind of work: its name, and the key of its figure.
@@ -28,26 +29,26 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     let (rounds, threads) =
         (number(arguments, "--rounds", 5)?, number(arguments, "--threads", 2)?.to_string());
     let program = crate::built_program()?;
-    let peer = crate::llama_cpp::build()?;
-    let files = match option(arguments, "--model") {
-        Some(file) => {
-            let path = PathBuf::from(&file);
-            let name = path.file_stem().map_or(file, |stem| stem.to_string_lossy().into_owned());
-            vec![(name, path)]
+    if let Some(file) = option(arguments, "--model") {
+        let path = PathBuf::from(&file);
+        let name = path.file_stem().map_or(file, |stem| stem.to_string_lossy().into_owned());
+        return compare(&name, &path, &program, &crate::llama_cpp::build()?, rounds, &threads);
+    }
+    let types = option(arguments, "--types").unwrap_or_else(|| "Q4_0,Q8_0,Q4_K_M,F16".to_string());
+    for kind in types.split(',') {
+        if rounded::TYPES.contains(&kind) {
+            rounded::compare(kind, &program, rounds, &threads)?;
+            continue;
         }
-        None => {
-            let types = option(arguments, "--types").unwrap_or_else(|| "Q4_0,Q8_0,Q4_K_M,F16".to_string());
-            types.split(',').map(|kind| smollm2(&program, kind)).collect::<Result<Vec<_>>>()?
-        }
-    };
-    for (name, file) in &files {
-        compare(name, file, &program, &peer, rounds, &threads)?;
+        let peer = crate::llama_cpp::build()?;
+        let file = smollm2(&program, kind)?;
+        compare(kind, &file, &program, &peer, rounds, &threads)?;
     }
     Ok(())
 }
 
 /// SmolLM2-135M in a type, made where it is missing.
-fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
+fn smollm2(program: &Path, kind: &str) -> Result<PathBuf> {
     let folder = crate::root().join("target/bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let file = folder.join(format!("smollm2-135m-{kind}.gguf"));
@@ -61,7 +62,7 @@ fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
         };
         succeed(make.stdout(std::process::Stdio::null()))?;
     }
-    Ok((kind.to_string(), file))
+    Ok(file)
 }
 
 fn compare(

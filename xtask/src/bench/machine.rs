@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use luthier_kernels::blocks::BlockType;
 use luthier_kernels::bytes::SharedBytes;
 use luthier_kernels::matmul::{View, Write, matmul};
-use luthier_kernels::packed::{Packed, Precision};
+use luthier_kernels::packed::{Kind, Packed, Precision, Stored};
 use luthier_kernels::pages::LargePages;
 use luthier_kernels::pool;
 use serde_json::json;
@@ -77,9 +77,9 @@ fn best(rounds: usize, mut work: impl FnMut()) -> f64 {
 /// A matrix of bytes for products with inputs of 8 bits.
 fn whole_numbers() -> Packed {
     let source = vec![1u8; SIDE * SIDE / 32 * 34];
-    let mut target = vec![0u8; Packed::bytes_for(BlockType::Q8_0, SIDE, SIDE).unwrap_or(0)];
-    Packed::pack(BlockType::Q8_0, &source, SIDE, SIDE, &mut target);
-    Packed::new(BlockType::Q8_0, (SIDE, SIDE), SharedBytes::from_vec(target), Precision::Fast)
+    let mut target = vec![0u8; Packed::bytes_for(Kind::Blocks(BlockType::Q8_0), SIDE, SIDE).unwrap_or(0)];
+    let layout = Packed::pack(Stored::Blocks(BlockType::Q8_0, &source), SIDE, SIDE, &mut target);
+    Packed::new(layout, SharedBytes::from_vec(target), Precision::Fast)
 }
 
 /// Reads every byte, on all threads.
