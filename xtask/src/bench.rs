@@ -2,9 +2,11 @@
 
 mod billion;
 mod decode;
+mod encdec;
 mod eval;
 mod machine;
 mod peers;
+mod rounded;
 mod surgery;
 mod train;
 
@@ -18,13 +20,14 @@ use serde_json::Value;
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     match arguments.first().map(String::as_str) {
         Some("decode") => decode::run(&arguments[1..]),
+        Some("encdec") => encdec::run(&arguments[1..]),
         Some("eval") => eval::run(&arguments[1..]),
         Some("machine") => machine::run(&arguments[1..]),
         Some("surgery") => surgery::run(&arguments[1..]),
         Some("train") => train::run(&arguments[1..]),
         _ => bail!(
             "cargo xtask\n{}",
-            [decode::HELP, eval::HELP, machine::HELP, surgery::HELP, train::HELP].join("\n")
+            [decode::HELP, encdec::HELP, eval::HELP, machine::HELP, surgery::HELP, train::HELP].join("\n")
         ),
     }
 }

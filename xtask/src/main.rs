@@ -23,7 +23,7 @@ type Verb = (&'static str, &'static str, fn(&[String]) -> anyhow::Result<()>);
 const VERBS: &[Verb] = &[
     (
         "bench",
-        "our speed beside a peer, interleaved: bench decode, eval, machine, surgery, train",
+        "our speed beside a peer, interleaved: bench decode, encdec, eval, machine, surgery, train",
         bench::run,
     ),
     ("ci", "everything that must pass: tests, format, clippy, tidy, generated docs, rustdoc", ci::run),

@@ -71,6 +71,13 @@ pub(crate) static MISTRALRS: Environment = Environment {
     requirements: &["mistralrs==0.9.5"],
 };
 
+/// Encoder-decoders in 8 bits, and the converter to them.
+pub(crate) static CTRANSLATE2: Environment = Environment {
+    name: "ctranslate2",
+    variable: "LUTHIER_CTRANSLATE2_PYTHON",
+    requirements: &["ctranslate2==4.8.5", "torch==2.15.0", "transformers==5.23.0"],
+};
+
 /// Trimmed vocabularies.
 pub(crate) static VOCABTRIMMER: Environment = Environment {
     name: "vocabtrimmer",
@@ -85,7 +92,8 @@ pub(crate) static VOCABTRIMMER: Environment = Environment {
     ],
 };
 
-static ALL: [&Environment; 5] = [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &MISTRALRS, &VOCABTRIMMER];
+static ALL: [&Environment; 6] =
+    [&TRANSFORMERS, &MERGEKIT, &BITSANDBYTES, &CTRANSLATE2, &MISTRALRS, &VOCABTRIMMER];
 
 /// Makes the environment where it is missing, checks the versions, and prints the interpreter's path.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

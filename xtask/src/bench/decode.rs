@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::peers::Peer;
-use super::{billion, json_of, machine, median, number, option, peers, say, write_run};
+use super::{billion, json_of, machine, median, number, option, peers, rounded, say, write_run};
 use crate::python_env::succeed;
 
 pub(super) const HELP: &str =
@@ -15,7 +15,8 @@ pub(super) const HELP: &str =
       [--against llama.cpp,transformers,candle,mistralrs]
   SmolLM2-135M (or a Llama of 978 million random parameters) in each type: prompt of 512 tokens, 128 tokens after it, 128
   tokens from an empty context, and 8 sequences together (ours alone). Without --against: llama.cpp, built where it is missing,
-  or its programs are in the folder that LUTHIER_LLAMA_CPP names. What cannot be set up is reported and left out.";
+  or its programs are in the folder that LUTHIER_LLAMA_CPP names. What cannot be set up is reported and left out. Types nf4,
+  fp4 and int8 run beside bitsandbytes instead, whose Python LUTHIER_BITSANDBYTES_PYTHON may name.";
 
 pub(super) const PROMPT_TOKENS: usize = 512;
 pub(super) const NEW_TOKENS: usize = 128;
@@ -28,9 +29,17 @@ pub(super) const WORKS: [&str; 3] = ["prefill", "decode after a prompt", "decode
 pub(super) fn run(arguments: &[String]) -> Result<()> {
     let (rounds, threads) = (number(arguments, "--rounds", 5)?, number(arguments, "--threads", 2)?);
     let program = crate::built_program()?;
-    let peers = peers::named(arguments)?;
     let kinds = option(arguments, "--types").unwrap_or_else(|| "Q4_0,Q8_0,Q4_K_M,F16".to_string());
-    let kinds = kinds.split(',');
+    let (of_bitsandbytes, kinds): (Vec<&str>, Vec<&str>) =
+        kinds.split(',').partition(|kind| rounded::TYPES.contains(kind));
+    for kind in of_bitsandbytes {
+        rounded::compare(kind, &program, rounds, &threads.to_string())?;
+    }
+    if kinds.is_empty() {
+        return Ok(());
+    }
+    let peers = peers::named(arguments)?;
+    let kinds = kinds.into_iter();
     let shape = option(arguments, "--shape").unwrap_or_else(|| "smollm2".to_string());
     let files = match (option(arguments, "--model"), shape.as_str()) {
         (Some(file), _) => {
@@ -66,7 +75,7 @@ pub(super) fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
         };
         succeed(make.stdout(std::process::Stdio::null()))?;
     }
-    Ok((kind.to_string(), file))
+    Ok(file)
 }
 
 struct Sides {
