@@ -24,8 +24,8 @@ pub mod tape;
 pub mod weight;
 
 pub use candle_core::{DType, Device, Result, Tensor};
-pub use recompute::{recompute, recompute_with};
 pub use lora::Lora;
+pub use recompute::{recompute, recompute_with};
 pub use residual::add;
 pub use tape::{with_reference, without_tape};
 pub use weight::{StoredMatrix, Weight};

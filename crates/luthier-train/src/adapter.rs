@@ -50,7 +50,8 @@ impl Adapter {
         let (mut weights, mut ranks) = (Vec::new(), BTreeMap::new());
         for (at, spec) in targets.iter().enumerate() {
             let weight = model.weights().iter().find(|weight| weight.name() == spec.name);
-            let weight = weight.ok_or_else(|| Error::data(format!("the model has no weight {}", spec.name)))?;
+            let weight =
+                weight.ok_or_else(|| Error::data(format!("the model has no weight {}", spec.name)))?;
             let (path, n, m) = (path(spec), spec.shape[0], spec.shape[1]);
             let (a, b) = match &initial {
                 Some(initial) => initial.factors(path, [n, m])?,
@@ -112,13 +113,19 @@ impl Adapter {
             }
         }
         let Some(initial) = &self.initial else {
-            self.weights.iter().try_for_each(|weight| ledger.made(weight.name(), "begun as PEFT does and trained"))?;
+            self.weights
+                .iter()
+                .try_for_each(|weight| ledger.made(weight.name(), "begun as PEFT does and trained"))?;
             return Ok(ledger.finish(infos)?);
         };
         let input = ledger.input(&initial.label(), initial.0.tensors.as_ref());
         for (path, module) in &initial.0.modules {
             for (what, name) in [("lora_A", &module.a), ("lora_B", &module.b)] {
-                ledger.changed(&[(input, name.as_str())], &format!("{PREFIX}{path}.{what}.weight"), "trained")?;
+                ledger.changed(
+                    &[(input, name.as_str())],
+                    &format!("{PREFIX}{path}.{what}.weight"),
+                    "trained",
+                )?;
             }
         }
         for (name, why) in &initial.0.repeated {
@@ -148,7 +155,8 @@ fn targets<'l>(layout: &'l Layout, names: &[String]) -> Result<Vec<&'l TensorSpe
         path(spec).strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
     for name in names.iter().filter(|name| !projections.iter().any(|spec| means(name, spec))) {
-        let mut known: Vec<&str> = projections.iter().filter_map(|spec| path(spec).rsplit('.').next()).collect();
+        let mut known: Vec<&str> =
+            projections.iter().filter_map(|spec| path(spec).rsplit('.').next()).collect();
         known.sort_unstable();
         known.dedup();
         let what = format!("{name} names no projection of this model; it has {}", known.join(", "));
@@ -182,7 +190,9 @@ impl Initial {
             return refuse("is that of a model whose weights are stored [in, out]".to_string());
         }
         if adapter.config.use_dora || !adapter.saved.is_empty() {
-            return refuse("holds more than pairs of matrices, which would be lost; fuse it first".to_string());
+            return refuse(
+                "holds more than pairs of matrices, which would be lost; fuse it first".to_string(),
+            );
         }
         for (path, module) in &adapter.modules {
             if module.bias.is_some() {

@@ -22,7 +22,9 @@ pub(crate) fn refuse_inside(recipe: &Recipe) -> Result<()> {
     let texts = recipe.data.train.iter().map(|source| ("data.train", source.path().to_path_buf()));
     let validation =
         recipe.data.validation.iter().map(|source| ("data.validation", source.path().to_path_buf()));
-    for (key, path) in model.into_iter().chain(teacher).chain(adapter).chain(state).chain(texts).chain(validation) {
+    for (key, path) in
+        model.into_iter().chain(teacher).chain(adapter).chain(state).chain(texts).chain(validation)
+    {
         if path.canonicalize().is_ok_and(|path| path.starts_with(&out)) {
             let what =
                 format!("{} lies in out, {}; choose another out", path.display(), recipe.out.display());

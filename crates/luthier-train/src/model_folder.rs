@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use luthier_arch::model::Model;
-use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::adapter;
+use luthier_checkpoint::safetensors::{SafetensorsFile, SafetensorsWriter};
 use luthier_checkpoint::{Dtype, Ledger, LedgerSummary, TensorInfo, TensorSink, TensorSource};
 use luthier_kernels::blocks::BlockType;
 use luthier_ops::{Device, Weight};

@@ -128,11 +128,7 @@ fn described(adapter: &Adapter, base: &Input) -> Result<Map<String, serde_json::
         base,
         layout: Some(&layout),
         ranks,
-        alpha: adapter
-            .modules
-            .values()
-            .any(|module| module.scale != 1.0)
-            .then_some(adapter.config.alpha),
+        alpha: adapter.modules.values().any(|module| module.scale != 1.0).then_some(adapter.config.alpha),
         saved: Vec::new(),
         biases: Vec::new(),
         fan_in_fan_out: false,
