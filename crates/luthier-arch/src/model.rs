@@ -8,6 +8,7 @@ use luthier_ops::attention::KvCache;
 use luthier_ops::cross_entropy::Targets;
 use serde_json::{Map, Value};
 
+use crate::blocks::kept::KeptValues;
 use crate::observer::Observer;
 use crate::{Error, Result};
 
@@ -190,6 +191,10 @@ pub trait Model: Send + Sync {
             Some(_) => Err(Error::Use("this architecture shows no activations".to_string())),
             None => Ok(()),
         }
+    }
+    /// What a training pass keeps of each layer that `set_recomputed_layers` counts; empty where that is not known.
+    fn kept_values(&self) -> Vec<KeptValues> {
+        Vec::new()
     }
     /// How many layers, from the first on, drop their activations and recompute them in the backward pass.
     fn set_recomputed_layers(&mut self, n_layers: usize);

@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod bitsandbytes;
+pub mod byte_count;
 pub mod checkpoint;
 pub mod dtype;
 mod early_sync;

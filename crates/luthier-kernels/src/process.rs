@@ -38,6 +38,14 @@ pub fn keep_freed_memory() {
     unsafe { mi_option_set(PURGE_DELAY, -1) };
 }
 
+/// Bytes of memory that the process holds, mapped file pages included, where the system tells (`VmRSS` of /proc/self/status).
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Gives freed memory back to the system at once, before much is taken for something else.
 pub fn give_back_freed_memory() {
     // SAFETY: collects what this thread has freed; nothing points there.

@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use luthier_arch::model::Model;
+use luthier_checkpoint::byte_count::Bytes;
 use serde::Serialize;
 
 use crate::adapter::{self, Adapter};
 use crate::batch::Row;
+use crate::memory::{MemoryPlan, StepSize};
 use crate::optimizers::adamw::{AdamW, Settings};
 use crate::random::{Purpose, Random};
 use crate::recipe::AdapterRecipe;
@@ -28,15 +30,19 @@ pub struct StepTimes {
     pub step_ms: f64,
     /// Tokens of the batch over the median.
     pub train_tokens_per_s: f64,
+    /// How it kept to its memory budget, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryPlan>,
 }
 
 /// Trains every weight, or an adapter alone, with AdamW (betas 0.9 and 0.95, decay 0.1) in f32 for the warm-up and `n_steps` steps on `batch`
 /// rows of `sequence_length` seeded random tokens. A decoder-only model predicts each next token of a row; an
 /// encoder-decoder reads the first half of it and predicts the second. The model's weights must be trainable, beside an adapter
-/// frozen.
+/// frozen. With a memory budget the process keeps to it by computing layers again.
 pub fn bench_step(
-    model: &dyn Model,
+    model: &mut dyn Model,
     adapter: Option<&AdapterRecipe>,
+    budget: Option<Bytes>,
     batch: usize,
     sequence_length: usize,
     n_steps: usize,
@@ -53,10 +59,14 @@ pub fn bench_step(
             "{sequence_length} tokens do not fit the model's {context_length} positions"
         )));
     }
-    luthier_arch::check_tokens(model, batch.saturating_mul(sequence_length))?;
-    let rows = random_rows(model, batch, sequence_length);
-    let adapter = adapter.map(|how| Adapter::attach(model, "", how, 0)).transpose()?;
-    let weights = adapter::trained(model, adapter.as_ref(), &[], &[])?;
+    luthier_arch::check_tokens(&*model, batch.saturating_mul(sequence_length))?;
+    let rows = random_rows(&*model, batch, sequence_length);
+    let adapter = adapter.map(|how| Adapter::attach(&*model, "", how, 0)).transpose()?;
+    let weights = adapter::trained(&*model, adapter.as_ref(), &[], &[])?;
+    let size = StepSize { tokens: (batch * sequence_length) as u64, parts: 1, has_teacher: false };
+    let memory = budget.map(|Bytes(budget)| MemoryPlan::new(&*model, &weights, size, budget)).transpose()?;
+    model.set_recomputed_layers(memory.map_or(0, |plan| plan.recomputed_layers));
+    let model: &dyn Model = model;
     let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };
     let mut optimizer = AdamW::new(settings, &weights);
     let (mut losses, mut times_ms) = (Vec::new(), Vec::new());
@@ -77,7 +87,8 @@ pub fn bench_step(
         }
     }
     let step_ms = median(times_ms);
-    Ok(StepTimes { losses, step_ms, train_tokens_per_s: (batch * sequence_length) as f64 / step_ms * 1e3 })
+    let train_tokens_per_s = (batch * sequence_length) as f64 / step_ms * 1e3;
+    Ok(StepTimes { losses, step_ms, train_tokens_per_s, memory })
 }
 
 fn random_rows(model: &dyn Model, batch: usize, sequence_length: usize) -> Vec<Row> {

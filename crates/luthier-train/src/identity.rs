@@ -29,7 +29,7 @@ pub fn identity(
 ) -> Map<String, Value> {
     let value = serde_json::to_value(recipe).expect("a recipe is plain data");
     let Value::Object(mut map) = value else { unreachable!("a recipe is a struct") };
-    for key in ["out", "checkpoint_every_steps", "keep_checkpoints"] {
+    for key in ["out", "checkpoint_every_steps", "keep_checkpoints", "memory"] {
         map.shift_remove(key);
     }
     // At the end also where the recipe says it, so that both give the same record.

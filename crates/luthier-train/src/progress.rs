@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::memory::MemoryPlan;
 use crate::recipe::Recipe;
 
 /// A run begins, or goes on.
@@ -23,6 +24,8 @@ pub struct Start<'a> {
     pub text_documents: usize,
     /// Tokens of validation text.
     pub validation_tokens: usize,
+    /// How it keeps to its memory budget, where it has one.
+    pub memory: Option<MemoryPlan>,
 }
 
 /// One step is done.

@@ -6,14 +6,17 @@
 mod adapter;
 mod check;
 mod model_source;
+mod ul2;
 
 use std::path::PathBuf;
 
+use luthier_checkpoint::byte_count::Bytes;
 use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 
 pub use self::adapter::AdapterRecipe;
 pub use self::model_source::{ModelSource, RandomModel};
+pub use self::ul2::{DenoiserKind, DenoiserRecipe, Ul2Recipe};
 use crate::Result;
 use crate::count;
 
@@ -73,6 +76,10 @@ pub struct Recipe {
     /// Layers, from the first on, that are computed again in the backward pass to save memory; left out: 0.
     #[serde(default, deserialize_with = "count::required")]
     pub recompute_layers: u64,
+    /// Peak memory of the process that a run keeps to, by computing as few layers as needed again (`2G`, `800MiB`, or bytes);
+    /// left out: `recompute_layers` alone says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
     /// Trains a LoRA adapter beside the model, which stays as it is and is read as its file has it; `out` becomes the
     /// adapter. Left out: the model itself is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,42 +145,6 @@ pub enum ObjectiveName {
 pub struct PrefixLmRecipe {
     /// Bounds of the prefix's share of a window, between which each step draws uniformly.
     pub prefix_fraction: [f64; 2],
-}
-
-/// The mixture of denoisers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ul2Recipe {
-    /// The denoisers, each document drawing one by its share.
-    pub denoisers: Vec<DenoiserRecipe>,
-    /// Whether each input begins with the token of its denoiser's kind.
-    pub mode_tokens: bool,
-}
-
-/// One denoiser.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DenoiserRecipe {
-    /// Which mode token announces it, and whether it cuts spans or a prefix.
-    pub kind: DenoiserKind,
-    /// Mean length of a span in tokens; kind S has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mean_span: Option<f64>,
-    /// Share of the tokens to be restored, in (0, 1); for kind S the mean, drawn uniformly between 0 and twice it.
-    pub density: f64,
-    /// Weight of this denoiser in the mixture.
-    pub share: f64,
-}
-
-/// The kinds of UL2's denoisers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DenoiserKind {
-    /// Regular: short spans, few of them.
-    R,
-    /// Sequential: a prefix and what follows.
-    S,
-    /// Extreme: long spans or many.
-    X,
 }
 
 /// How a teacher counts.
@@ -298,25 +269,6 @@ impl Recipe {
     pub fn total_steps(&self) -> u64 {
         let tokens_a_step = self.batch_size.saturating_mul(self.sequence_length).max(1);
         self.steps.unwrap_or_else(|| self.tokens.unwrap_or(0).div_ceil(tokens_a_step))
-    }
-}
-
-impl Ul2Recipe {
-    /// The mixture of table 4 of arXiv:2205.05131 in equal shares.
-    pub fn of_the_paper() -> Ul2Recipe {
-        let denoiser = |kind, mean_span, density| DenoiserRecipe { kind, mean_span, density, share: 1.0 };
-        Ul2Recipe {
-            denoisers: vec![
-                denoiser(DenoiserKind::R, Some(3.0), 0.15),
-                denoiser(DenoiserKind::R, Some(8.0), 0.15),
-                denoiser(DenoiserKind::S, None, 0.25),
-                denoiser(DenoiserKind::X, Some(3.0), 0.5),
-                denoiser(DenoiserKind::X, Some(8.0), 0.5),
-                denoiser(DenoiserKind::X, Some(64.0), 0.15),
-                denoiser(DenoiserKind::X, Some(64.0), 0.5),
-            ],
-            mode_tokens: true,
-        }
     }
 }
 

@@ -9,13 +9,12 @@ use luthier_checkpoint::lineage::{LINEAGE_NAME, Parent};
 use luthier_checkpoint::{LedgerSummary, Lineage, SideFile, TensorSource};
 use luthier_ops::Weight;
 use luthier_text::Tokenizer;
-use luthier_text::corpus::Source;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
 use crate::corpus;
-use crate::identity::{self, NamedText};
+use crate::identity;
 use crate::initial_state;
 use crate::inputs;
 use crate::metrics::Entry;
@@ -24,6 +23,7 @@ use crate::objectives::{self, ModelShape};
 use crate::progress::{Progress, Rate, Start, StepDone};
 use crate::recipe::{ModelSource, Recipe};
 use crate::run_folder::RunFolder;
+use crate::source_texts::SourceTexts;
 use crate::teacher::Teacher;
 use crate::trainer::{Texts, Trainer};
 use crate::windows::TokenStream;
@@ -129,27 +129,6 @@ pub fn run(recipe: &Recipe, env: TrainEnv) -> Result<Outcome> {
     train(&mut folder, &mut trainer, &mut log, &recipe, &parts, env.progress)
         .map_err(|error| say_what_is_kept(error, &folder))?;
     finish(&folder, &trainer, &log, &recipe, &parts, &identity)
-}
-
-/// The recipe's texts.
-struct SourceTexts {
-    train: Vec<String>,
-    validation: Vec<String>,
-}
-
-impl SourceTexts {
-    fn read(recipe: &Recipe, read: &dyn Fn(&Path) -> Result<String>) -> Result<SourceTexts> {
-        let all =
-            |sources: &[Source]| sources.iter().map(|source| read(source.path())).collect::<Result<Vec<_>>>();
-        Ok(SourceTexts { train: all(&recipe.data.train)?, validation: all(&recipe.data.validation)? })
-    }
-
-    fn named<'a>(&'a self, recipe: &'a Recipe) -> (Vec<NamedText<'a>>, Vec<NamedText<'a>>) {
-        fn named<'a>(sources: &'a [Source], texts: &'a [String]) -> Vec<NamedText<'a>> {
-            sources.iter().zip(texts).map(|(source, text)| NamedText { source, text }).collect()
-        }
-        (named(&recipe.data.train, &self.train), named(&recipe.data.validation, &self.validation))
-    }
 }
 
 /// What a run keeps beside the trainer.
@@ -278,6 +257,7 @@ fn announce(recipe: &Recipe, trainer: &Trainer, parts: &Parts, progress: &mut dy
         text_tokens: parts.text_tokens,
         text_documents: parts.text_documents,
         validation_tokens: parts.validation_tokens,
+        memory: trainer.memory(),
     });
 }
 

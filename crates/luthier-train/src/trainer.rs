@@ -1,12 +1,14 @@
 //! Everything that a run's next step depends on, and nothing else: model, optimizer, text, and how far it has come.
 
 use luthier_arch::model::Model;
+use luthier_checkpoint::byte_count::Bytes;
 use luthier_ops::Weight;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter};
 use crate::identity;
 use crate::masters::Masters;
+use crate::memory::{MemoryPlan, StepSize};
 use crate::objectives::Objective;
 use crate::optimizers::{self, Optimizer};
 use crate::parameters;
@@ -53,6 +55,7 @@ pub struct Trainer {
     gradient_clip: Option<f64>,
     seed: u64,
     position: Position,
+    memory: Option<MemoryPlan>,
 }
 
 /// The text of a run as tokens.
@@ -89,7 +92,6 @@ impl Trainer {
                 "is for models with experts, this one has none",
             ));
         }
-        model.set_recomputed_layers(recipe.recompute_layers as usize);
         let adapter = recipe.adapter.as_ref().map(|how| {
             let base = match &recipe.model {
                 ModelSource::Place(place) => identity::place_name(place),
@@ -111,7 +113,17 @@ impl Trainer {
         };
         let n_parts = recipe.gradient_accumulation as usize;
         let batch_size = recipe.batch_size as usize;
-        luthier_arch::check_tokens(model.as_ref(), (batch_size / n_parts).saturating_mul(sequence_length))?;
+        let tokens = (batch_size / n_parts).saturating_mul(sequence_length);
+        luthier_arch::check_tokens(model.as_ref(), tokens)?;
+        let size = StepSize {
+            tokens: tokens as u64,
+            parts: recipe.gradient_accumulation,
+            has_teacher: teacher.is_some(),
+        };
+        let plan = |Bytes(budget)| MemoryPlan::new(model.as_ref(), &weights, size, budget);
+        let memory = recipe.memory.map(plan).transpose()?;
+        let recomputed = memory.map_or(recipe.recompute_layers as usize, |plan| plan.recomputed_layers);
+        model.set_recomputed_layers(recomputed);
         let validator = Validator::new(
             &texts.validation,
             objective.as_ref(),
@@ -139,6 +151,7 @@ impl Trainer {
             sequence_length,
             batch_size,
             n_parts,
+            memory,
         })
     }
 
@@ -204,6 +217,11 @@ impl Trainer {
     /// The model.
     pub fn model(&self) -> &dyn Model {
         self.model.as_ref()
+    }
+
+    /// How it keeps to its memory budget, where it has one.
+    pub fn memory(&self) -> Option<MemoryPlan> {
+        self.memory
     }
 
     /// The adapter that is trained, where it is not the model itself.

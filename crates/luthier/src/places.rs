@@ -69,6 +69,11 @@ fn check_is_model(path: &Path) -> anyhow::Result<()> {
     if path.join("config.json").exists() {
         return Ok(());
     }
+    if Adapter::is_adapter(path) {
+        bail!(
+            "{place}: is an adapter and no model; wanted a model: luthier fuse-adapter MODEL {place} OUT makes one"
+        );
+    }
     let mut names: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(path).with_context(|| place.to_string())? {
         names.push(entry?.file_name().to_string_lossy().into_owned());

@@ -67,6 +67,9 @@ impl Progress for TrainingDisplay {
                 "resumed_at_step": start.resumed_at_step,
             }),
         );
+        if let Some(plan) = &start.memory {
+            self.say(&plan.text(), json!({"event": "memory", "plan": plan}));
+        }
     }
 
     fn step_done(&mut self, step: &StepDone) {

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use luthier_arch::LoadOptions;
 use luthier_arch::model::check_predicts_next;
+use luthier_checkpoint::byte_count::Bytes;
 use luthier_checkpoint::lineage::{Parent, sha256_of_file};
 use luthier_train::bench::WARM_UP_STEPS;
 use luthier_train::recipe::{AdapterRecipe, ModelSource, RandomModel};
@@ -110,6 +111,7 @@ fn open(source: &ModelSource, purpose: Purpose) -> anyhow::Result<Opened> {
 pub fn bench(
     model: &str,
     adapter: Option<&AdapterRecipe>,
+    memory: Option<Bytes>,
     batch: usize,
     seq: usize,
     steps: usize,
@@ -121,6 +123,7 @@ pub fn bench(
     luthier_kernels::process::keep_freed_memory();
     let checkpoint = places::open(model)?;
     let options = LoadOptions { trainable: adapter.is_none(), device: Device::Cpu };
-    let model = luthier_arch::load(&checkpoint, &options)?;
-    Ok(luthier_train::bench::bench_step(model.as_ref(), adapter, batch, seq, timed)?)
+    let mut model = luthier_arch::load(&checkpoint, &options)?;
+    drop(checkpoint);
+    Ok(luthier_train::bench::bench_step(model.as_mut(), adapter, memory, batch, seq, timed)?)
 }

@@ -75,7 +75,7 @@ pub(super) fn smollm2(program: &Path, kind: &str) -> Result<(String, PathBuf)> {
         };
         succeed(make.stdout(std::process::Stdio::null()))?;
     }
-    Ok(file)
+    Ok((kind.to_string(), file))
 }
 
 struct Sides {

@@ -7,6 +7,7 @@ pub mod encoder_decoder;
 pub mod encoder_only;
 pub mod experts;
 pub mod feed_forward;
+pub mod kept;
 pub mod layer;
 pub mod layer_norm;
 pub mod linear;

@@ -9,6 +9,7 @@ use luthier_ops::router::load_balance;
 use serde_json::{Map, Value};
 
 use super::experts::ExpertsShape;
+use super::kept::KeptValues;
 use super::pass::PADDING;
 use super::stack::Stack;
 use crate::model::{Cache, Encoded, Model, TokenBatch};
@@ -136,6 +137,11 @@ impl Model for RunningModel {
 
     fn loss(&self, states: &Tensor, targets: &Targets) -> Result<Tensor> {
         Ok(projected_cross_entropy(states, &self.head, self.decoder.shape().logit_softcap, targets)?)
+    }
+
+    fn kept_values(&self) -> Vec<KeptValues> {
+        let encoder = self.encoder.iter().flat_map(|encoder| encoder.stack.kept_values());
+        encoder.chain(self.decoder.kept_values()).collect()
     }
 
     fn set_recomputed_layers(&mut self, n_layers: usize) {

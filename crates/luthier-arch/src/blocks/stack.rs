@@ -7,6 +7,7 @@ use luthier_ops::attention::{Buckets, RelativeBias};
 use luthier_ops::recompute::{recompute, recompute_with};
 use luthier_ops::{Device, Tensor, Weight};
 
+use super::kept::KeptValues;
 use super::layer::{Layer, LayerCache, LayerShape};
 use super::names::StackNames;
 use super::norm::{Norm, NormShape};
@@ -159,6 +160,7 @@ impl StackShape {
             causal: site.kind == StackKind::Decoder,
             device: weights.device().clone(),
             n_recomputed: 0,
+            kept: self.kept_values(site),
         })
     }
 }
@@ -173,6 +175,7 @@ pub struct Stack {
     causal: bool,
     device: Device,
     n_recomputed: usize,
+    kept: Vec<KeptValues>,
 }
 
 impl Stack {
@@ -225,6 +228,11 @@ impl Stack {
     /// Sizes and rules.
     pub fn shape(&self) -> &StackShape {
         &self.shape
+    }
+
+    /// What a training pass keeps of each layer.
+    pub fn kept_values(&self) -> Vec<KeptValues> {
+        self.kept.clone()
     }
 
     /// How many layers, from the first on, drop their activations and recompute them in the backward pass.

@@ -79,6 +79,12 @@ impl Recipe {
             let threads = self.threads.unwrap_or_default();
             return Err(Error::recipe("threads", format!("wanted at most {MAX_THREADS}, came {threads}")));
         }
+        if self.memory.is_some() && self.recompute_layers > 0 {
+            return Err(Error::recipe(
+                "recompute_layers",
+                "stands beside memory, which decides it; keep one of the two",
+            ));
+        }
         at_least("validation_tokens", self.validation_tokens, 1)
     }
 

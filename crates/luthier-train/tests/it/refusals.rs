@@ -39,6 +39,11 @@ fn recipes_that_make_no_sense() {
     );
     refused(json!({"freeze": ["*nowhere*"]}), "recipe key freeze: *nowhere* names no weight");
     refused(json!({"recompute_layers": 3}), "recipe key recompute_layers");
+    refused(
+        json!({"recompute_layers": 1, "memory": "2G"}),
+        "recipe key recompute_layers: stands beside memory",
+    );
+    refused(json!({"memory": "1M"}), "memory: wanted ");
 }
 
 #[test]

@@ -49,6 +49,14 @@ fn prefixlm_with_a_teacher_over_several_epochs() {
 }
 
 #[test]
+fn a_memory_budget_changes_no_byte() {
+    let bench = Bench::new();
+    run(&bench.recipe("whole", json!({})), &llama_config()).unwrap();
+    run_with_stops(&bench.recipe("kept", json!({"memory": "20G"})), &llama_config(), &[4]);
+    assert!(files(&bench.path("whole")) == files(&bench.path("kept")));
+}
+
+#[test]
 fn a_half_written_checkpoint_is_cleaned_away() {
     let bench = Bench::new();
     let recipe = bench.recipe("run", json!({}));

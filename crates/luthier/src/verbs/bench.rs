@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use luthier_arch::Precision;
+use luthier_checkpoint::byte_count::Bytes;
 use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::bench::{BenchOptions, bench};
 use luthier_train::recipe::AdapterRecipe;
@@ -52,6 +53,9 @@ pub(super) struct Bench {
     /// Train a LoRA adapter of this rank beside all projections, alpha twice as much; the model stays as its file has it
     #[arg(long, value_name = "R", allow_negative_numbers = true, requires = "train")]
     lora_rank: Option<AtLeast<1>>,
+    /// Keep the whole process within that much memory, by computing as few layers as needed again in the backward pass
+    #[arg(long, value_name = "BYTES", requires = "train")]
+    memory: Option<Bytes>,
     /// Keep the numbers in DIR/measurements.json, from which `frontier` draws
     #[arg(long, value_name = "DIR", conflicts_with = "train")]
     record: Option<PathBuf>,
@@ -66,12 +70,13 @@ impl Act for Bench {
             || self.new_tokens.is_some()
             || self.runs.is_some()
             || self.record.is_some();
-        let training = self.seq.is_some() || self.steps.is_some() || self.lora_rank.is_some();
+        let training =
+            self.seq.is_some() || self.steps.is_some() || self.lora_rank.is_some() || self.memory.is_some();
         match self.train {
             true if decoding => {
                 Err("prompt_tokens, new_tokens, runs and record do not go with train".to_string())
             }
-            false if training => Err("seq, steps and lora_rank belong to train".to_string()),
+            false if training => Err("seq, steps, lora_rank and memory belong to train".to_string()),
             _ => Ok(()),
         }
     }
@@ -130,7 +135,10 @@ impl Bench {
             targets: Vec::new(),
             initial: None,
         });
-        let result = training::bench(&self.model, adapter.as_ref(), batch, seq, steps)?;
+        let result = training::bench(&self.model, adapter.as_ref(), self.memory, batch, seq, steps)?;
+        if let Some(plan) = &result.memory {
+            session.note(&plan.text());
+        }
         let peak_rss_bytes = luthier_measure::memory::peak_rss_bytes()?;
         let text = format!(
             "training {:.1} tokens/s, {:.1} ms a step, peak memory {:.1} MB, loss {:.4} to {:.4}, {} threads",

@@ -6,9 +6,9 @@ use luthier_surgery::quantize::{self, Target};
 use serde::Deserialize;
 
 use super::Act;
-use crate::bounded::Bytes;
 use crate::places;
 use crate::session::{Report, Session};
+use luthier_checkpoint::byte_count::Bytes;
 
 /// Rounds a model's weights to few bits. For ggml's types OUT is a GGUF file, with the type for every tensor, and the
 /// bytes, that llama-quantize chooses; for nf4, fp4 and int8 a folder as transformers saves it with bitsandbytes. With a

@@ -8,6 +8,7 @@ mod embed;
 mod grow;
 mod keeping;
 mod kept;
+mod lora;
 mod memory;
 mod merge;
 mod outputs;
@@ -17,6 +18,7 @@ mod recipes;
 mod refusals;
 mod resume;
 mod study;
+mod training_memory;
 
 use std::path::Path;
 use std::process::{Command, Output};

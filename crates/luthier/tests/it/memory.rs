@@ -32,7 +32,7 @@ fn recipe(at: &Path, method: &str, model: &str) -> String {
 }
 
 /// A model folder of random weights with that many layers of 2 MB each.
-fn make(at: &Path, name: &str, layers: usize, seed: u64) {
+pub(crate) fn make(at: &Path, name: &str, layers: usize, seed: u64) {
     std::fs::create_dir(at.join(name)).unwrap();
     let recipe = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "intermediate_size": 1024,
