@@ -111,7 +111,9 @@ pub fn load_packed(model: &str, precision: Precision, reads_text: bool) -> anyho
     let model =
         luthier_arch::load_packed(&checkpoint, precision).with_context(|| format!("model {model}"))?;
     checkpoint.tensors = Arc::new(HeadersOnly(checkpoint.tensors.infos().to_vec()));
-    checkpoint.side_files.retain(|file| file.name == GENERATION_CONFIG);
+    if tokenizer.is_some() || !reads_text {
+        checkpoint.side_files.retain(|file| file.name == GENERATION_CONFIG);
+    }
     luthier_kernels::process::give_back_freed_memory();
     Ok(Loaded { checkpoint, model, tokenizer: RefCell::new(tokenizer) })
 }

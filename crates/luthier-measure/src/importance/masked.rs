@@ -41,7 +41,11 @@ impl Masked {
             let rows: Vec<u32> = rows.map(|row| row as u32).collect();
             let ids =
                 batch.iter().flat_map(|window| places.iter().map(|place| window.input_ids[*place])).collect();
-            nats += f64::from(mean_nats(model, &masked, Some(&rows), ids)?) * rows.len() as f64;
+            let states_btm = states(model, &masked)?;
+            let (b, t, m) = states_btm.dims3()?;
+            let states_nm = states_btm.contiguous()?.reshape((b * t, m))?.detach();
+            let states_nm = states_nm.index_select(&Tensor::new(&rows[..], states_nm.device())?, 0)?;
+            nats += f64::from(mean_nats(model, &masked[0], &states_nm, ids)?) * rows.len() as f64;
             scored += rows.len();
         }
         if scored == 0 {
@@ -63,25 +67,24 @@ impl Masked {
     }
 }
 
-/// Lets a model with a head read windows of one shape, head and all.
+/// Lets a model with a head read windows of one shape, head and all: the head window by window, since whoever looks on
+/// takes what it reads at a time for one.
 pub(super) fn read(model: &dyn Model, windows: &[Window]) -> Result<()> {
-    let ids = windows.iter().flat_map(|window| window.input_ids.clone()).collect();
-    mean_nats(model, windows, None, ids).map(drop)
+    let states_btm = states(model, windows)?;
+    for (row, window) in windows.iter().enumerate() {
+        let states_tm = states_btm.get(row)?.contiguous()?.detach();
+        mean_nats(model, window, &states_tm, window.input_ids.clone())?;
+    }
+    Ok(())
 }
 
-/// Mean nats of these targets at these rows of the states [b * t, m]; none: at all.
-fn mean_nats(model: &dyn Model, windows: &[Window], rows: Option<&[u32]>, ids: Vec<u32>) -> Result<f32> {
-    let states_btm = states(model, windows)?;
-    let (b, t, m) = states_btm.dims3()?;
-    let mut states_nm = states_btm.contiguous()?.reshape((b * t, m))?.detach();
-    if let Some(rows) = rows {
-        states_nm = states_nm.index_select(&Tensor::new(rows, states_nm.device())?, 0)?;
-    }
+/// Mean nats of these targets from states [n, m]; `first` is the first window that they are of.
+fn mean_nats(model: &dyn Model, first: &Window, states_nm: &Tensor, ids: Vec<u32>) -> Result<f32> {
     let n = ids.len();
     let targets = Targets { ids, weights: vec![1.0; n], normalizer: n as f32, teacher: None };
-    let mean = model.loss(&states_nm, &targets)?.to_dtype(DType::F32)?.to_vec0::<f32>()?;
+    let mean = model.loss(states_nm, &targets)?.to_dtype(DType::F32)?.to_vec0::<f32>()?;
     match mean.is_finite() {
         true => Ok(mean),
-        false => Err(Error::NotFinite { first_token: windows[0].first_token, value: f64::from(mean) }),
+        false => Err(Error::NotFinite { first_token: first.first_token, value: f64::from(mean) }),
     }
 }

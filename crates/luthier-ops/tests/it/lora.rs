@@ -2,6 +2,7 @@
 
 use luthier_kernels::blocks::{BlockType, quantize};
 use luthier_kernels::bytes::SharedBytes;
+use luthier_kernels::packed::Precision;
 use luthier_ops::linear::{linear, linear_all};
 use luthier_ops::{Device, Lora, StoredMatrix, Tensor, Weight, recompute, with_reference};
 use proptest::prelude::*;
@@ -20,7 +21,7 @@ fn frozen(kind: usize, n: usize, m: usize) -> Weight {
     let source: Vec<u8> = plain.iter().flat_map(|value| value.to_le_bytes()).collect();
     quantize((BlockType::F32, &source), block_type, m, None, &mut bytes).unwrap();
     let bytes = SharedBytes::from_vec(bytes);
-    Weight::stored("w", StoredMatrix { block_type, bytes, rows: n, cols: m })
+    Weight::stored("w", StoredMatrix { block_type, bytes, rows: n, cols: m, precision: Precision::Precise })
 }
 
 /// The weight with its factors, which are `weights[0]` and `weights[1]`.
