@@ -154,7 +154,8 @@ fn targets<'l>(layout: &'l Layout, names: &[String]) -> Result<Vec<&'l TensorSpe
     let means = |name: &String, spec: &TensorSpec| {
         path(spec).strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    for name in names.iter().filter(|name| !projections.iter().any(|spec| means(name, spec))) {
+    let unknown = names.iter().find(|name| !projections.iter().any(|spec| means(name, spec)));
+    if let Some(name) = unknown {
         let mut known: Vec<&str> =
             projections.iter().filter_map(|spec| path(spec).rsplit('.').next()).collect();
         known.sort_unstable();
