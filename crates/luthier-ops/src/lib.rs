@@ -13,6 +13,7 @@ mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod norm;
+pub mod profile;
 mod project;
 pub mod recompute;
 mod relative_bias;

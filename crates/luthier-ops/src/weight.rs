@@ -123,6 +123,17 @@ impl Weight {
         self.0.shape.iter().product()
     }
 
+    /// Bytes that a product with all of it reads.
+    pub fn read_bytes(&self) -> usize {
+        match &self.0.values {
+            Values::Dense(_) => 4 * self.elem_count(),
+            Values::Stored(matrix) => matrix.bytes.len(),
+            Values::Packed(matrix) => {
+                Packed::bytes_for(matrix.block_type(), matrix.rows(), matrix.cols()).unwrap_or(0)
+            }
+        }
+    }
+
     /// How the values are held.
     pub fn values(&self) -> &Values {
         &self.0.values

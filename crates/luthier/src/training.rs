@@ -2,9 +2,10 @@
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use luthier_arch::LoadOptions;
 use luthier_arch::model::check_predicts_next;
+use luthier_arch::{LoadOptions, Model};
 use luthier_checkpoint::lineage::{Parent, sha256_of_file};
+use luthier_ops::profile::Profile;
 use luthier_train::bench::WARM_UP_STEPS;
 use luthier_train::recipe::{ModelSource, RandomModel};
 use luthier_train::run::BoxError;
@@ -111,9 +112,20 @@ pub fn bench(
     if timed == 0 {
         bail!("steps: wanted more than the {WARM_UP_STEPS} that warm up, got {steps}");
     }
+    let model = trainable(model)?;
+    Ok(luthier_train::bench::bench_step(model.as_ref(), batch, seq, timed)?)
+}
+
+/// Where the time of `steps` such steps goes, after two for warming up.
+pub fn profile(model: &str, batch: usize, seq: usize, steps: usize) -> anyhow::Result<Profile> {
+    let model = trainable(model)?;
+    Ok(luthier_train::bench::profile_steps(model.as_ref(), batch, seq, steps)?)
+}
+
+/// MODEL with every weight trainable.
+fn trainable(model: &str) -> anyhow::Result<Box<dyn Model>> {
     luthier_kernels::process::keep_freed_memory();
     let checkpoint = places::open(model)?;
     let options = LoadOptions { trainable: true, device: Device::Cpu };
-    let model = luthier_arch::load(&checkpoint, &options)?;
-    Ok(luthier_train::bench::bench_step(model.as_ref(), batch, seq, timed)?)
+    Ok(luthier_arch::load(&checkpoint, &options)?)
 }
