@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use luthier_ops::Weight;
-use luthier_ops::attention::KvCache;
+use luthier_ops::attention::{CacheType, KvCache, SavedCache};
 use luthier_ops::cross_entropy::Targets;
 use serde_json::{Map, Value};
 
@@ -44,8 +44,8 @@ pub struct Cache {
     pub cross: Vec<KvCache>,
     /// Document numbers `[b * s]` of the cached tokens; none while every row is one document.
     pub segments: Option<Arc<Vec<u32>>>,
-    /// Whether new layers round to f16.
-    is_half: bool,
+    /// What new layers round to.
+    kind: CacheType,
     /// Tokens that new layers of self-attention make room for at once.
     expected: usize,
 }
@@ -56,9 +56,9 @@ impl Cache {
         Cache::default()
     }
 
-    /// An empty cache that rounds to f16.
-    pub fn half() -> Cache {
-        Cache { is_half: true, ..Cache::default() }
+    /// An empty cache that rounds to `kind`.
+    pub fn of(kind: CacheType) -> Cache {
+        Cache { kind, ..Cache::default() }
     }
 
     /// The same cache, which makes room for that many tokens of each row at once.
@@ -68,9 +68,33 @@ impl Cache {
 
     /// Makes room for that many layers of self-attention and of cross-attention.
     pub(crate) fn fit(&mut self, n_layers: usize, n_cross: usize) {
-        let new = if self.is_half { KvCache::half } else { KvCache::new };
+        let new = || KvCache::of(self.kind);
         self.layers.resize_with(n_layers, || new().expecting(self.expected));
         self.cross.resize_with(n_cross, new);
+    }
+
+    /// What the layers hold, in their order; none of a layer without attention.
+    pub fn save(&self) -> Vec<Option<SavedCache>> {
+        self.layers.iter().map(KvCache::save).collect()
+    }
+
+    /// Holds what was saved of one sequence of a decoder-only model; for an empty cache.
+    ///
+    /// # Errors
+    /// Layers that were not saved from such a cache.
+    pub fn fill(&mut self, layers: &[Option<SavedCache>]) -> Result<()> {
+        self.fit(layers.len(), 0);
+        for (layer, saved) in self.layers.iter_mut().zip(layers) {
+            if let Some(saved) = saved {
+                layer.fill(saved)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What new layers round to.
+    pub fn kind(&self) -> CacheType {
+        self.kind
     }
 
     /// Cached tokens of each row, s.

@@ -9,6 +9,9 @@ pub enum Error {
     /// The model refused.
     #[error(transparent)]
     Model(#[from] luthier_arch::Error),
+    /// A file of a prompt's state was refused.
+    #[error(transparent)]
+    Checkpoint(#[from] luthier_checkpoint::Error),
     /// The tensor engine refused.
     #[error(transparent)]
     Engine(#[from] candle_core::Error),

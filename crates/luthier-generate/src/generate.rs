@@ -12,9 +12,11 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use luthier_arch::model::{Cache, Encoded, Model, TokenBatch, check_predicts_next};
-use luthier_ops::Weight;
+use luthier_ops::attention::CacheType;
+use luthier_ops::{Weight, profile};
 
 use crate::options::{FinishReason, GenerateOptions, Generation};
+use crate::prompt_memory::{PromptMemory, check_keeps_prompts};
 use crate::random::Random;
 use crate::sampling::{choose, penalize};
 use crate::speculate::{Drafted, Drafter, judge};
@@ -39,25 +41,38 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation> {
-    generate_drafted(model, prompt_ids, decoder_ids, options, None, on_token)
+    generate_with(model, prompt_ids, decoder_ids, options, Aids::default(), on_token)
 }
 
 /// What drafts, and how many tokens a step.
 pub type WithDrafts<'d> = Option<(&'d mut dyn Drafter, usize)>;
 
-/// As [`generate`], with a drafter whose tokens the model only confirms: the same tokens where decoding is greedy, up to rounding,
-/// and the same distribution otherwise.
+/// What makes a continuation come sooner and changes nothing in it.
+#[derive(Default)]
+pub struct Aids<'a> {
+    /// A drafter whose tokens the model only confirms: the same tokens where decoding is greedy, up to rounding, and the
+    /// same distribution otherwise.
+    pub drafts: WithDrafts<'a>,
+    /// What was computed of a prompt before; of a decoder-only model, see [`crate::check_keeps_prompts`].
+    pub memory: Option<&'a mut PromptMemory>,
+}
+
+/// As [`generate`], with aids.
 ///
 /// # Errors
-/// Those of [`generate`] and of the drafter.
-pub fn generate_drafted(
+/// Those of [`generate`], of the drafter, and a memory for a model with an encoder.
+pub fn generate_with(
     model: &dyn Model,
     prompt_ids: &[u32],
     decoder_ids: Option<&[u32]>,
     options: &GenerateOptions,
-    mut drafter: WithDrafts,
+    aids: Aids,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    let Aids { drafts: mut drafter, memory } = aids;
+    if memory.is_some() {
+        check_keeps_prompts(model)?;
+    }
     options.check_without_text("none without a tokenizer")?;
     let started = Instant::now();
     let (mut context, encoded) = read_inputs(model, prompt_ids, decoder_ids)?;
@@ -68,10 +83,13 @@ pub fn generate_drafted(
     if budget_tokens == 0 {
         return Ok(generation);
     }
-    let mut cache = new_cache(model, context.len().saturating_add(budget_tokens));
+    let mut cache = new_cache(model, options.kv_cache, context.len().saturating_add(budget_tokens));
     let mut random = Random::new(options.seed);
     let mut drafted: Vec<Drafted> = Vec::new();
-    let mut logits = prefill(model, std::slice::from_ref(&context), encoded.as_ref(), &mut cache)?;
+    let mut logits = match memory {
+        Some(memory) => vec![memory.read(model, &context, &mut cache)?],
+        None => prefill(model, std::slice::from_ref(&context), encoded.as_ref(), &mut cache)?,
+    };
     loop {
         // One row for each drafted token, and one for the token after them.
         for (row, logits) in logits.iter_mut().enumerate() {
@@ -162,12 +180,17 @@ pub fn check_ids(model: &dyn Model, input: &'static str, ids: &[u32]) -> Result<
 /// Tokens that room is made for before they come; few continuations are as long as they may be.
 const EXPECTED_TOKENS_MAX: usize = 1024;
 
-/// A cache of that many tokens for the model: of f16 where weights are stored in that or quantised, which loses less than they have lost already
-/// and is read in half the time.
-pub(crate) fn new_cache(model: &dyn Model, tokens: usize) -> Cache {
+/// What a model's cache rounds to unless the caller says otherwise: f16 where weights are stored in that or quantised, which
+/// loses less than they have lost already and is read in half the time, f32 otherwise.
+pub fn standard_cache(model: &dyn Model) -> CacheType {
     let is_narrow = model.weights().iter().any(Weight::is_narrow);
-    let cache = if is_narrow { Cache::half() } else { Cache::new() };
-    cache.expecting(tokens.min(EXPECTED_TOKENS_MAX))
+    if is_narrow { CacheType::F16 } else { CacheType::F32 }
+}
+
+/// A cache of that many tokens for the model.
+pub(crate) fn new_cache(model: &dyn Model, kind: Option<CacheType>, tokens: usize) -> Cache {
+    let kind = kind.unwrap_or_else(|| standard_cache(model));
+    Cache::of(kind).expecting(tokens.min(EXPECTED_TOKENS_MAX))
 }
 
 /// Reads the decoder's inputs, which are equally long, into the cache; the logits (`[v]` each) after their last tokens.
@@ -178,6 +201,7 @@ pub(crate) fn prefill(
     cache: &mut Cache,
 ) -> Result<Vec<Vec<f32>>> {
     let length = rows.first().map_or(0, Vec::len);
+    let _span = profile::part("prompt");
     let mut start = 0;
     while start < length {
         let end = length.min(start + PREFILL_CHUNK_TOKENS);
@@ -214,6 +238,7 @@ fn each_logits(
     encoded: Option<&Encoded>,
     cache: &mut Cache,
 ) -> Result<Vec<Vec<f32>>> {
+    let _span = profile::part("decoding");
     let states_btm = run(model, &[ids], encoded, cache)?;
     let logits = model.logits(&states_btm)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     if ids.len() == 1 {

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use luthier_ops::attention::CacheType;
+
 use crate::{Error, Result};
 
 /// How to pick the next token and when to end. The default is greedy.
 ///
 /// The names and definitions are those of transformers' `GenerationConfig`; the order in which they apply is that of
 /// [`crate::sampling`].
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
     /// Tokens to decode at most; 0 decodes none.
     pub max_new_tokens: usize,
@@ -33,6 +34,8 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Tokens that end the continuation; such a token is the last one returned.
     pub eos_token_ids: Vec<u32>,
+    /// What keys and values are rounded to; none: [`crate::generate::standard_cache`].
+    pub kv_cache: Option<CacheType>,
 }
 
 impl Default for GenerateOptions {
@@ -48,6 +51,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             ignore_eos: false,
             eos_token_ids: Vec::new(),
+            kv_cache: None,
         }
     }
 }

@@ -88,7 +88,7 @@ impl<'m> DraftModel<'m> {
                 got: format!("{} tokens where the model has {vocab_size}", model.vocab_size()),
             });
         }
-        Ok(DraftModel { cache: new_cache(model, 0), model, read: Vec::new() })
+        Ok(DraftModel { cache: new_cache(model, None, 0), model, read: Vec::new() })
     }
 
     /// The logits after `context`, of which only what is new is read.

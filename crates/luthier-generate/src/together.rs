@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use luthier_arch::model::{Encoded, Model, TokenBatch, check_predicts_next};
+use luthier_ops::profile;
 
 use crate::generate::{check_ids, check_logits, new_cache, next_logits, prefill};
 use crate::options::{FinishReason, GenerateOptions, Generation};
@@ -30,7 +31,7 @@ pub fn generate_together(
     if budget == 0 {
         return Ok(generations);
     }
-    let mut cache = new_cache(model, length.saturating_add(budget));
+    let mut cache = new_cache(model, options.kv_cache, length.saturating_add(budget));
     let mut randoms: Vec<Random> =
         (0..prompts.len() as u64).map(|row| Random::new(options.seed.wrapping_add(row))).collect();
     let mut ended = vec![false; prompts.len()];
@@ -56,6 +57,7 @@ pub fn generate_together(
             break;
         }
         let last: Vec<&[u32]> = contexts.iter().map(|context| &context[context.len() - 1..]).collect();
+        let _span = profile::part("decoding");
         logits = next_logits(model, &last, encoded.as_ref(), &mut cache)?;
     }
     Ok(generations)

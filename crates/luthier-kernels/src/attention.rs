@@ -16,7 +16,7 @@ pub use crate::isa::Element;
 use softmax::{Mask, running_softmax};
 
 pub use backward::{Grads, Saved, attention_backward};
-pub use cached::{Cached, KEY_BLOCK, attend_cached, attend_prompt};
+pub use cached::{Cached, KEY_BLOCK, attend_cached, attend_prompt, narrow_row, scales_of};
 
 // b batch, t query tokens, s key tokens, h query heads, k key/value heads, d head width
 

@@ -1,9 +1,5 @@
 //! The few vector operations that packed products and cached attention need, for each kind of processor: 16 lanes.
 
-use std::convert::identity;
-
-use half::slice::HalfFloatSliceExt;
-
 /// Rows of a matrix that are multiplied side by side.
 pub(crate) const ROWS: usize = 16;
 
@@ -83,8 +79,10 @@ pub(crate) trait Isa: Copy {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod element;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+pub use element::Element;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use {avx2::Avx2, vnni::Vnni};
 
@@ -203,21 +201,19 @@ impl Isa for Plain {
     }
     #[inline(always)]
     unsafe fn f16_pairs(pairs: [i32; ROWS]) -> [[f32; ROWS]; 2] {
-        [pairs.map(|pair| crate::widen::f16_to_f32(pair as u16)), {
-            pairs.map(|pair| crate::widen::f16_to_f32((pair >> 16) as u16))
-        }]
+        let halves = |right: u32| pairs.map(|pair| crate::widen::f16_to_f32((pair >> right) as u16));
+        [halves(0), halves(16)]
     }
     #[inline(always)]
     unsafe fn bf16_pairs(pairs: [i32; ROWS]) -> [[f32; ROWS]; 2] {
-        [pairs.map(|pair| f32::from_bits((pair as u32) << 16)), {
-            pairs.map(|pair| f32::from_bits(pair as u32 & 0xffff_0000))
-        }]
+        let halves = |left: u32| pairs.map(|pair| f32::from_bits(((pair as u32) << left) & 0xffff_0000));
+        [halves(16), halves(0)]
     }
     #[inline(always)]
     unsafe fn larger_halves(most: [i32; ROWS], pairs: [i32; ROWS]) -> [i32; ROWS] {
         std::array::from_fn(|lane| {
-            let (most, pair) = (most[lane] as u32, pairs[lane] as u32 & 0x7fff_7fff);
-            (most & 0xffff).max(pair & 0xffff) as i32 | ((most >> 16).max(pair >> 16) << 16) as i32
+            let (a, b) = (most[lane] as u32, pairs[lane] as u32 & 0x7fff_7fff);
+            ((a & 0xffff).max(b & 0xffff) | (a & 0xffff_0000).max(b & 0xffff_0000)) as i32
         })
     }
     #[inline(always)]
@@ -253,71 +249,6 @@ impl Isa for Plain {
             crate::simd::mul_add::<{ crate::simd::BASELINE_FMA }>(a[lane], b[lane], c[lane])
         })
     }
-}
-
-/// A float in the form in which it is stored.
-pub trait Element: Copy + Send + Sync + Default + std::fmt::Debug + 'static {
-    /// As f32.
-    fn to_f32(self) -> f32;
-    /// Rounds to it.
-    fn from_f32(value: f32) -> Self {
-        let mut rounded = [Self::default()];
-        Self::narrow(&[value], &mut rounded);
-        rounded[0]
-    }
-    /// All of `source` as f32.
-    fn widen(source: &[Self], target: &mut [f32]);
-    /// All of `source` rounded.
-    fn narrow(source: &[f32], target: &mut [Self]);
-    /// 16 of them.
-    ///
-    /// # Safety
-    /// As [`Isa`].
-    #[doc(hidden)]
-    #[allow(private_bounds, private_interfaces)]
-    unsafe fn load<I: Isa>(from: *const Self) -> I::Floats;
-}
-
-macro_rules! element {
-    ($type:ty, $to:expr, $widen:expr, $narrow:expr, $load:ident) => {
-        impl Element for $type {
-            #[inline(always)]
-            fn to_f32(self) -> f32 {
-                $to(self)
-            }
-            fn widen(source: &[$type], target: &mut [f32]) {
-                $widen(source, target)
-            }
-            fn narrow(source: &[f32], target: &mut [$type]) {
-                $narrow(target, source)
-            }
-            #[inline(always)]
-            #[allow(private_bounds, private_interfaces)]
-            unsafe fn load<I: Isa>(from: *const $type) -> I::Floats {
-                // SAFETY: the caller's promise.
-                unsafe { I::$load(from.cast()) }
-            }
-        }
-    };
-}
-element!(f32, identity, copy, <[f32]>::copy_from_slice, load_floats);
-element!(
-    half::f16,
-    half::f16::to_f32,
-    HalfFloatSliceExt::convert_to_f32_slice,
-    HalfFloatSliceExt::convert_from_f32_slice,
-    load_f16
-);
-element!(
-    half::bf16,
-    half::bf16::to_f32,
-    HalfFloatSliceExt::convert_to_f32_slice,
-    HalfFloatSliceExt::convert_from_f32_slice,
-    load_bf16
-);
-
-fn copy(source: &[f32], target: &mut [f32]) {
-    target.copy_from_slice(source);
 }
 
 /// Defines a function that runs `body::<Isa, E>` compiled for the processor.

@@ -52,6 +52,15 @@ pub(crate) fn has_vnni() -> bool {
 
 static LEVEL: AtomicU8 = AtomicU8::new(u8::MAX);
 
+/// What is computed with: `plain`, `avx2`, `avx512`.
+pub fn level_name() -> &'static str {
+    match level() {
+        Level::Baseline => "plain",
+        Level::V3 => "avx2",
+        Level::V4 => "avx512",
+    }
+}
+
 /// Computes from now on as on a processor without more than `avx2`, or with nothing special (`plain`); false for another
 /// word. To compare with, and for processors that slow down with wide registers.
 pub fn limit(word: &str) -> bool {

@@ -1,5 +1,6 @@
 //! Numbers about models: loss and perplexity, speed and memory, quality against cost. Writes numbers, never weights.
 
+pub mod energy;
 pub mod error;
 pub mod frontier;
 pub mod importance;

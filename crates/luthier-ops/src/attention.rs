@@ -11,7 +11,8 @@ use luthier_kernels::attention::{
 };
 use luthier_kernels::buffer::unfilled;
 
-pub use crate::kv_cache::KvCache;
+pub use crate::kv_cache::{CacheType, KvCache, SavedCache};
+use crate::profile::{self, Work};
 pub use crate::relative_bias::{Buckets, RelativeBias};
 use crate::tape::{self, Fused, Pass};
 
@@ -96,6 +97,19 @@ struct Attention {
 }
 
 impl AttentionSpec {
+    /// Pairs of a query and a key that it sees, of one sequence that is one document.
+    fn pairs(&self, queries: usize, keys: usize) -> f64 {
+        let seen = |query: usize| {
+            let at = query + self.query_offset;
+            let end = if self.causal { keys.min(at + 1) } else { keys };
+            match self.window {
+                None => end,
+                Some(window) => end.min(at + window).saturating_sub((at + 1).saturating_sub(window)),
+            }
+        };
+        (0..queries).map(|query| seen(query) as f64).sum()
+    }
+
     fn rule(&self) -> Result<Rule<'_>> {
         let bias = match &self.bias {
             Some(bias) => {
@@ -124,6 +138,13 @@ impl Attention {
 impl Fused for Attention {
     fn name(&self) -> &'static str {
         "attention"
+    }
+
+    /// Scores and sums of values of all pairs that are seen; the backward pass makes the scores again and four products.
+    fn flops(&self, _: &[&[f32]], tracked: Option<&[bool]>) -> f64 {
+        let Sizes { batch, queries, keys, heads, head_dim, .. } = self.sizes;
+        let products = if tracked.is_some() { 5.0 } else { 2.0 };
+        2.0 * products * (batch * heads * head_dim) as f64 * self.spec.pairs(queries, keys)
     }
 
     fn trains_weights(&self) -> bool {
@@ -179,6 +200,13 @@ pub fn attention_cached(q_bthd: &Tensor, cache: &KvCache, spec: &AttentionSpec) 
     check_segments(spec, batch * queries, batch * keys)?;
     let in_turn = queries == 1 || batch == 1 && queries <= QUERIES_IN_TURN;
     let in_turn = in_turn && spec.segments.is_none();
+    let _span = profile::operation(|| {
+        let work = Work {
+            flops: 4.0 * (batch * heads * head_dim) as f64 * spec.pairs(queries, keys),
+            bytes: (cache.size_bytes() + 8 * q_bthd.elem_count()) as f64,
+        };
+        ("attention cached".to_string(), work)
+    });
     let q = q_bthd.contiguous()?;
     let mut out = unfilled(q.elem_count());
     tape::read(&[&q], |slices| {

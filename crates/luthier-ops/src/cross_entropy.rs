@@ -9,7 +9,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{D, Result, Shape, Tensor};
+use candle_core::{Result, Shape, Tensor};
 use luthier_kernels::buffer::unfilled;
 use luthier_kernels::cross_entropy::{RowTargets, RowTeacher, cross_entropy_rows};
 use luthier_kernels::matmul::{View, Write, matmul};
@@ -19,6 +19,10 @@ use crate::Weight;
 use crate::linear::{multiply, multiply_transposed, on_cpu, with_values};
 pub use crate::project::{biased_project, project};
 use crate::tape::{self, Fused, Pass};
+
+mod reference;
+
+use reference::reference;
 
 // n positions, m width, v vocabulary
 
@@ -106,40 +110,6 @@ pub fn biased_cross_entropy(
         made: Mutex::default(),
     };
     tape::apply(op, &[hidden])
-}
-
-fn reference(
-    hidden: &Tensor,
-    head: &Weight,
-    bias: Option<&Weight>,
-    softcap: Option<f64>,
-    targets: &Targets,
-) -> Result<Tensor> {
-    let device = hidden.device();
-    let n = targets.ids.len();
-    let logits = biased_project(hidden, head, bias, softcap)?;
-    let log_p = log_softmax(&logits)?;
-    // Positions that are not scored may carry any id.
-    let ids = targets.ids.iter().zip(&targets.weights);
-    let ids: Vec<u32> = ids.map(|(&id, &weight)| if weight == 0.0 { 0 } else { id }).collect();
-    let ids = Tensor::from_slice(&ids, (n, 1), device)?;
-    let weights = Tensor::from_slice(&targets.weights, n, device)?;
-    let mut nll = log_p.gather(&ids, 1)?.squeeze(1)?.neg()?;
-    if let Some(Teaching { logits: teacher, shares, temperature }) = &targets.teacher {
-        let p = log_softmax(&(teacher / *temperature)?)?.exp()?.detach();
-        let log_q = log_softmax(&(logits / *temperature)?)?;
-        let soft = p.mul(&log_q)?.sum(D::Minus1)?.neg()?;
-        let shares = Tensor::from_slice(shares, n, device)?;
-        let (own, taught) = (nll.mul(&shares.affine(-1.0, 1.0)?)?, soft.mul(&shares)?);
-        nll = (own + (taught * (temperature * temperature))?)?;
-    }
-    nll.mul(&weights)?.sum_all()? / f64::from(targets.normalizer)
-}
-
-fn log_softmax(logits: &Tensor) -> Result<Tensor> {
-    let top = logits.max_keepdim(D::Minus1)?.detach();
-    let shifted = logits.broadcast_sub(&top)?;
-    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }
 
 /// The positions that are scored.
@@ -316,6 +286,20 @@ fn gather_rows<'a>(values: &'a [f32], positions: &[usize], width: usize) -> std:
 impl Fused for Loss {
     fn name(&self) -> &'static str {
         "projected_cross_entropy"
+    }
+
+    fn weight(&self) -> Option<&Weight> {
+        Some(&self.head)
+    }
+
+    /// The forward pass makes the gradients, too.
+    fn flops(&self, _: &[&[f32]], tracked: Option<&[bool]>) -> f64 {
+        let (n, m, v) = self.dims;
+        let products = match tracked {
+            None => 1 + usize::from(self.wants_hidden) + usize::from(self.wants_head),
+            Some(_) => 0,
+        };
+        2.0 * products as f64 * n as f64 * (m * v) as f64
     }
 
     fn trains_weights(&self) -> bool {

@@ -2,18 +2,60 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::f16;
-use luthier_kernels::attention::{Cached, Element, KEY_BLOCK, Rule, attend_cached, attend_prompt};
+use luthier_kernels::attention::{
+    Cached, Element, KEY_BLOCK, Rule, attend_cached, attend_prompt, narrow_row, scales_of,
+};
 use luthier_kernels::pool::run_chunks;
 
+use crate::profile::{self, Work};
 use crate::tape;
 
+mod saved;
+
+pub use saved::SavedCache;
+
 // b batch, t new tokens, s cached tokens, k key/value heads, d head width
+
+/// What keys and values are rounded to where the cache lies on CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheType {
+    /// Not at all.
+    #[default]
+    F32,
+    /// Half the memory to read for every token.
+    F16,
+    /// Whole numbers of -127 to 127 with one f32 scale for each 64 values of a head's row: half of f16 again.
+    Q8,
+}
+
+impl CacheType {
+    /// All, widest first.
+    pub const ALL: [CacheType; 3] = [CacheType::F32, CacheType::F16, CacheType::Q8];
+
+    /// `f32`, `f16` or `q8`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CacheType::F32 => "f32",
+            CacheType::F16 => "f16",
+            CacheType::Q8 => "q8",
+        }
+    }
+}
+
+impl std::str::FromStr for CacheType {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<CacheType, String> {
+        let found = CacheType::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| format!("wanted f32, f16 or q8, came {text:?}"))
+    }
+}
 
 /// Keys and values of the tokens so far, of one layer.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     store: Store,
-    is_half: bool,
+    kind: CacheType,
     /// Tokens that are to come, so that room for them is made once.
     expected: usize,
 }
@@ -24,16 +66,19 @@ enum Store {
     Empty,
     Full(Buffers<f32>),
     Half(Buffers<f16>),
+    Whole(Buffers<i8>),
     /// Keys and values [b, s, k, d] where no kernel of ours runs.
     Elsewhere(Tensor, Tensor),
 }
 
 /// Keys as [b, k, capacity / 16, d, 16] and values as [b, k, capacity, d], rows up to a multiple of 16, of which the first
-/// `len` tokens of each head are there.
+/// `len` tokens of each head are there; scales, where elements have some, stand in the same way.
 #[derive(Clone, Debug)]
 struct Buffers<E> {
     keys: Vec<E>,
     values: Vec<E>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
     batch: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -41,12 +86,13 @@ struct Buffers<E> {
     len: usize,
 }
 
-/// Runs generic code on buffers of either type.
+/// Runs generic code on buffers of any type.
 macro_rules! on_buffers {
     ($store:expr, $buffers:ident => $work:expr, $other:pat => $otherwise:expr) => {
         match $store {
             Store::Full($buffers) => $work,
             Store::Half($buffers) => $work,
+            Store::Whole($buffers) => $work,
             $other => $otherwise,
         }
     };
@@ -58,9 +104,9 @@ impl KvCache {
         KvCache::default()
     }
 
-    /// An empty cache that rounds to f16, where it is on CPU: half the memory to read for every token.
-    pub fn half() -> KvCache {
-        KvCache { is_half: true, ..KvCache::default() }
+    /// An empty cache that rounds to `kind`.
+    pub fn of(kind: CacheType) -> KvCache {
+        KvCache { kind, ..KvCache::default() }
     }
 
     /// The same cache, which makes room for that many tokens at once.
@@ -101,13 +147,18 @@ impl KvCache {
             self.store = Store::Elsewhere(keys, values);
             return Ok(());
         }
-        if !matches!(self.store, Store::Full(_) | Store::Half(_)) {
-            self.store = match self.is_half {
-                true => Store::Half(Buffers::new(batch, kv_heads, head_dim)),
-                false => Store::Full(Buffers::new(batch, kv_heads, head_dim)),
+        if matches!(self.store, Store::Empty | Store::Elsewhere(..)) {
+            self.store = match self.kind {
+                CacheType::F32 => Store::Full(Buffers::new(batch, kv_heads, head_dim)),
+                CacheType::F16 => Store::Half(Buffers::new(batch, kv_heads, head_dim)),
+                CacheType::Q8 => Store::Whole(Buffers::new(batch, kv_heads, head_dim)),
             };
         }
         let (k, v) = (k.contiguous()?, v.contiguous()?);
+        let _span = profile::operation(|| {
+            let bytes = (8 * k.elem_count()) as f64;
+            ("cache append".to_string(), Work { flops: 0.0, bytes })
+        });
         on_buffers!(&mut self.store, buffers => {
             if (buffers.batch, buffers.kv_heads, buffers.head_dim) != (batch, kv_heads, head_dim) {
                 candle_core::bail!("cache: {:?} appended to {:?}", k.dims(), buffers.dims());
@@ -118,6 +169,21 @@ impl KvCache {
                 Ok(())
             })
         }, _ => unreachable!("just set"))
+    }
+
+    /// Bytes of the keys and values of all tokens so far.
+    pub fn size_bytes(&self) -> usize {
+        let kind = match &self.store {
+            Store::Full(_) | Store::Elsewhere(..) => CacheType::F32,
+            Store::Half(_) => CacheType::F16,
+            Store::Whole(_) => CacheType::Q8,
+            Store::Empty => return 0,
+        };
+        let (b, s, k, d) = match &self.store {
+            Store::Elsewhere(keys, _) => keys.dims4().unwrap_or_default(),
+            _ => self.dims().unwrap_or_default(),
+        };
+        2 * b * s * k * (d * kind.value_bytes() + 4 * kind.scales(d))
     }
 
     /// Forgets all but the first `len` tokens.
@@ -163,7 +229,17 @@ impl KvCache {
 
 impl<E: Element> Buffers<E> {
     fn new(batch: usize, kv_heads: usize, head_dim: usize) -> Buffers<E> {
-        Buffers { keys: Vec::new(), values: Vec::new(), batch, kv_heads, head_dim, capacity: 0, len: 0 }
+        Buffers {
+            keys: Vec::new(),
+            values: Vec::new(),
+            key_scales: Vec::new(),
+            value_scales: Vec::new(),
+            batch,
+            kv_heads,
+            head_dim,
+            capacity: 0,
+            len: 0,
+        }
     }
 
     /// (b, s, k, d).
@@ -175,6 +251,8 @@ impl<E: Element> Buffers<E> {
         Cached {
             keys: &self.keys,
             values: &self.values,
+            key_scales: &self.key_scales,
+            value_scales: &self.value_scales,
             batch: self.batch,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
@@ -198,44 +276,83 @@ impl<E: Element> Buffers<E> {
             false => needed.max(self.capacity + self.capacity / 2),
         };
         let capacity = capacity.next_multiple_of(KEY_BLOCK);
-        let value_width = self.value_width();
-        for (side, width) in [(&mut self.keys, self.head_dim), (&mut self.values, value_width)] {
-            // Blocks of keys follow each other as tokens do, so that what is there keeps its place in its head.
-            let (old, new) = (self.capacity * width, capacity * width);
-            let mut grown = vec![E::default(); self.batch * self.kv_heads * new];
-            for (head, target) in grown.chunks_exact_mut(new.max(1)).enumerate() {
-                target[..old].copy_from_slice(&side[head * old..][..old]);
-            }
-            *side = grown;
-        }
+        let (value_width, scales, old) = (self.value_width(), scales_of::<E>(self.head_dim), self.capacity);
+        let heads = self.batch * self.kv_heads;
+        // Blocks of keys follow each other as tokens do, so that what is there keeps its place in its head.
+        grow(&mut self.keys, heads, old * self.head_dim, capacity * self.head_dim);
+        grow(&mut self.values, heads, old * value_width, capacity * value_width);
+        grow(&mut self.key_scales, heads, old * scales, capacity * scales);
+        grow(&mut self.value_scales, heads, old * scales, capacity * scales);
         self.capacity = capacity;
+    }
+
+    /// What lies in memory of each head of each sequence.
+    fn heads(&mut self) -> Vec<Head<'_, E>> {
+        let (d, width, scales) = (self.head_dim, self.value_width(), scales_of::<E>(self.head_dim));
+        let mut key_scales = self.key_scales.chunks_exact_mut((self.capacity * scales).max(1));
+        let mut value_scales = self.value_scales.chunks_exact_mut((self.capacity * scales).max(1));
+        let keys = self.keys.chunks_exact_mut((self.capacity * d).max(1));
+        let values = self.values.chunks_exact_mut((self.capacity * width).max(1));
+        keys.zip(values)
+            .map(|(keys, values)| Head {
+                keys,
+                values,
+                key_scales: key_scales.next().unwrap_or_default(),
+                value_scales: value_scales.next().unwrap_or_default(),
+            })
+            .collect()
     }
 
     /// k, v: [b, t, k, d].
     fn append(&mut self, k: &[f32], v: &[f32], tokens: usize) {
         let (d, heads, width, before) = (self.head_dim, self.kv_heads, self.value_width(), self.len);
-        let (key_step, value_step) = (self.capacity * d, self.capacity * width);
-        let heads_and_sides =
-            self.keys.chunks_exact_mut(key_step.max(1)).zip(self.values.chunks_exact_mut(value_step));
-        let mut places: Vec<(&mut [E], &mut [E])> = heads_and_sides.collect();
+        let scales = scales_of::<E>(d);
+        let mut places = self.heads();
         // One token is not worth the start of a task.
         let step = if tokens < KEY_BLOCK { places.len().max(1) } else { 1 };
         run_chunks(&mut places, step, &|chunk, places| {
-            let mut key = vec![E::default(); d];
-            for (at, (keys, values)) in places.iter_mut().enumerate() {
-                let (row, head) = ((chunk * step + at) / heads, (chunk * step + at) % heads);
+            let (mut key, mut key_scales) = (vec![E::default(); d], vec![0f32; scales]);
+            for (at, head) in places.iter_mut().enumerate() {
+                let (row, number) = ((chunk * step + at) / heads, (chunk * step + at) % heads);
                 for token in 0..tokens {
-                    let from = ((row * tokens + token) * heads + head) * d;
+                    let from = ((row * tokens + token) * heads + number) * d;
                     let place = before + token;
-                    E::narrow(&k[from..from + d], &mut key);
-                    let start = place / KEY_BLOCK * KEY_BLOCK * d + place % KEY_BLOCK;
-                    for (target, channel) in keys[start..].iter_mut().step_by(KEY_BLOCK).zip(&key) {
-                        *target = *channel;
-                    }
-                    E::narrow(&v[from..from + d], &mut values[place * width..][..d]);
+                    narrow_row(&k[from..from + d], &mut key, &mut key_scales);
+                    head.put_key(place, &key, &key_scales);
+                    let value_scales = &mut head.value_scales[place * scales..][..scales];
+                    narrow_row(&v[from..from + d], &mut head.values[place * width..][..d], value_scales);
                 }
             }
         });
         self.len += tokens;
     }
+}
+
+/// One head of one sequence.
+struct Head<'a, E> {
+    keys: &'a mut [E],
+    values: &'a mut [E],
+    key_scales: &'a mut [f32],
+    value_scales: &'a mut [f32],
+}
+
+impl<E: Element> Head<'_, E> {
+    /// Puts the key of token `place` among those of its block.
+    fn put_key(&mut self, place: usize, key: &[E], scales: &[f32]) {
+        let (block, lane) = (place / KEY_BLOCK * KEY_BLOCK, place % KEY_BLOCK);
+        let targets = self.keys[block * key.len() + lane..].iter_mut().step_by(KEY_BLOCK);
+        targets.zip(key).for_each(|(target, channel)| *target = *channel);
+        let start = (block * scales.len() + lane).min(self.key_scales.len());
+        let targets = self.key_scales[start..].iter_mut();
+        targets.step_by(KEY_BLOCK).zip(scales).for_each(|(target, scale)| *target = *scale);
+    }
+}
+
+/// `heads` parts of `old` values become as many of `new`.
+fn grow<E: Copy + Default>(side: &mut Vec<E>, heads: usize, old: usize, new: usize) {
+    let mut grown = vec![E::default(); heads * new];
+    for (head, target) in grown.chunks_exact_mut(new.max(1)).enumerate() {
+        target[..old].copy_from_slice(&side[head * old..][..old]);
+    }
+    *side = grown;
 }

@@ -14,6 +14,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod lora;
 pub mod norm;
+pub mod profile;
 mod project;
 pub mod recompute;
 mod relative_bias;

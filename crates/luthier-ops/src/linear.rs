@@ -6,6 +6,7 @@ use luthier_kernels::matmul::{View, Write, matmul, matmul_stored, matmul_stored_
 use luthier_kernels::packed::{Packed, multiply_all};
 use luthier_kernels::rows;
 
+use crate::profile::{self, Work};
 use crate::tape::{self, Fused, Pass};
 use crate::weight::Values;
 use crate::{Weight, lora};
@@ -53,6 +54,14 @@ pub fn linear_all<const N: usize>(x: &Tensor, maps: [(&Weight, Option<&Weight>);
         let x_values = x.contiguous()?;
         let mut values: Vec<Vec<f32>> =
             packed.iter().flatten().map(|matrix| unfilled(rows * matrix.rows())).collect();
+        let _span = profile::operation(|| {
+            let kinds: Vec<&str> = maps.iter().map(|(weight, _)| profile::kind_of(weight.name())).collect();
+            let outputs: usize = packed.iter().flatten().map(|matrix| matrix.rows()).sum();
+            let weights: usize = maps.iter().map(|(weight, _)| weight.read_bytes()).sum();
+            let flops = 2.0 * (rows * width) as f64 * outputs as f64;
+            let bytes = (weights + 4 * rows * (width + outputs)) as f64;
+            (format!("linear {}", kinds.join(" + ")), Work { flops, bytes })
+        });
         tape::read(&[&x_values], |slices| {
             let mut products: Vec<(&Packed, &mut [f32])> =
                 packed.iter().flatten().copied().zip(values.iter_mut().map(Vec::as_mut_slice)).collect();
@@ -99,6 +108,18 @@ struct Linear {
 impl Fused for Linear {
     fn name(&self) -> &'static str {
         "linear"
+    }
+
+    fn weight(&self) -> Option<&Weight> {
+        Some(&self.weight)
+    }
+
+    fn flops(&self, inputs: &[&[f32]], tracked: Option<&[bool]>) -> f64 {
+        let products = match tracked {
+            None => 1,
+            Some(tracked) => usize::from(tracked[0]) + usize::from(self.weight.is_trainable()),
+        };
+        2.0 * (products * inputs[0].len()) as f64 * self.weight.shape()[0] as f64
     }
 
     fn trains_weights(&self) -> bool {

@@ -11,6 +11,9 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, Var,
 };
 
+use crate::Weight;
+use crate::profile::{self, Work};
+
 thread_local! {
     static SILENT: Cell<usize> = const { Cell::new(0) };
     static REFERENCE: Cell<bool> = const { Cell::new(false) };
@@ -67,6 +70,17 @@ pub(crate) trait Fused: Send + Sync {
         false
     }
 
+    /// The weight that it multiplies with or looks up.
+    fn weight(&self) -> Option<&Weight> {
+        None
+    }
+
+    /// Multiplications and additions of its products; of the backward pass where `tracked` says which inputs want
+    /// gradients.
+    fn flops(&self, _inputs: &[&[f32]], _tracked: Option<&[bool]>) -> f64 {
+        0.0
+    }
+
     /// The result and its shape.
     fn forward(&self, inputs: &[&[f32]]) -> Result<(Vec<f32>, Shape)>;
 
@@ -93,7 +107,7 @@ pub(crate) fn apply<O: Fused + 'static>(op: O, inputs: &[&Tensor]) -> Result<Ten
     let mut anchored = (recording && !tracked && op.trains_weights()) || inputs.is_empty();
     if anchored && n_inputs == 3 {
         // candle has no operation of four inputs: the first one is anchored by itself.
-        let values = inputs[0].apply_op2(anchor, OnTape { op: Anchored, n_inputs: 1 })?;
+        let values = inputs[0].apply_op2(anchor, OnTape { op: Anchored, n_inputs: 1, place: None })?;
         inputs[0] = values.reshape(inputs[0].shape())?;
         anchored = false;
     }
@@ -101,7 +115,7 @@ pub(crate) fn apply<O: Fused + 'static>(op: O, inputs: &[&Tensor]) -> Result<Ten
     if anchored {
         all.push(anchor);
     }
-    let op = OnTape { op, n_inputs };
+    let op = OnTape { op, n_inputs, place: profile::place() };
     match (all.as_slice(), recording) {
         ([a], true) if op.n_inputs == 1 || op.op.trains_weights() => a.apply_op1(op),
         ([a], _) => a.apply_op1_no_bwd(&op),
@@ -143,6 +157,8 @@ impl Fused for Anchored {
 struct OnTape<O> {
     op: O,
     n_inputs: usize,
+    /// Where it ran forwards.
+    place: profile::Place,
 }
 
 /// The values of a contiguous f32 operand.
@@ -167,12 +183,25 @@ pub(crate) fn read<R>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> Resul
 }
 
 impl<O: Fused> OnTape<O> {
+    /// The operation's name and what it has to do, its result aside.
+    fn described(&self, inputs: &[&[f32]], tracked: Option<&[bool]>) -> (String, Work) {
+        let name = match self.op.weight() {
+            Some(weight) => format!("{} {}", self.op.name(), profile::kind_of(weight.name())),
+            None => self.op.name().to_string(),
+        };
+        let values: usize = inputs.iter().map(|input| input.len()).sum();
+        let weight = self.op.weight().map_or(0, Weight::read_bytes);
+        (name, Work { flops: self.op.flops(inputs, tracked), bytes: (4 * values + weight) as f64 })
+    }
+
     fn forward(&self, operands: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let slices: Vec<&[f32]> = operands[..self.n_inputs]
             .iter()
             .map(|(storage, layout)| slice(storage, layout))
             .collect::<Result<_>>()?;
+        let mut span = profile::operation(|| self.described(&slices, None));
         let (values, shape) = self.op.forward(&slices)?;
+        span.moved(values.len());
         Ok((CpuStorage::F32(values), shape))
     }
 
@@ -184,6 +213,9 @@ impl<O: Fused> OnTape<O> {
         tensors.extend([result, &grad]);
         let grads = read(&tensors, |slices| {
             let (inputs, rest) = slices.split_at(self.n_inputs);
+            let mut span =
+                profile::operation_at(&self.place, || self.described(inputs, Some(tracked.as_slice())));
+            span.moved(rest[0].len() + rest[1].len());
             self.op.backward(Pass { inputs, tracked: &tracked, result: rest[0], grad: rest[1] })
         })?;
         let mut out = [const { None }; 3];

@@ -130,6 +130,15 @@ impl Weight {
         self.0.shape.iter().product()
     }
 
+    /// Bytes that a product with all of it reads.
+    pub fn read_bytes(&self) -> usize {
+        match &self.0.values {
+            Values::Dense(_) => 4 * self.elem_count(),
+            Values::Stored(matrix) => matrix.bytes.len(),
+            Values::Packed(matrix) => matrix.bytes_len(),
+        }
+    }
+
     /// How the values are held.
     pub fn values(&self) -> &Values {
         &self.0.values

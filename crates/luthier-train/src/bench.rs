@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use luthier_arch::model::Model;
 use luthier_checkpoint::byte_count::Bytes;
+use luthier_ops::Weight;
+use luthier_ops::profile::{Profile, record};
 use serde::Serialize;
 
 use crate::adapter::{self, Adapter};
@@ -47,48 +49,88 @@ pub fn bench_step(
     sequence_length: usize,
     n_steps: usize,
 ) -> Result<StepTimes> {
-    if batch == 0 || sequence_length < 2 || n_steps == 0 {
-        let what = format!(
-            "a batch of {batch} rows of {sequence_length} tokens for {n_steps} steps trains nothing; \
-             give 1 row, 2 tokens and 1 step at least"
-        );
-        return Err(Error::data(what));
-    }
-    if let Some(context_length) = model.context_length().filter(|&context| context < sequence_length) {
-        return Err(Error::data(format!(
-            "{sequence_length} tokens do not fit the model's {context_length} positions"
-        )));
-    }
-    luthier_arch::check_tokens(&*model, batch.saturating_mul(sequence_length))?;
-    let rows = random_rows(&*model, batch, sequence_length);
-    let adapter = adapter.map(|how| Adapter::attach(&*model, "", how, 0)).transpose()?;
-    let weights = adapter::trained(&*model, adapter.as_ref(), &[], &[])?;
-    let size = StepSize { tokens: (batch * sequence_length) as u64, parts: 1, has_teacher: false };
-    let memory = budget.map(|Bytes(budget)| MemoryPlan::new(&*model, &weights, size, budget)).transpose()?;
-    model.set_recomputed_layers(memory.map_or(0, |plan| plan.recomputed_layers));
-    let model: &dyn Model = model;
-    let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };
-    let mut optimizer = AdamW::new(settings, &weights);
+    let mut trial = Trial::new(model, adapter, budget, [batch, sequence_length, n_steps])?;
     let (mut losses, mut times_ms) = (Vec::new(), Vec::new());
     for step in 0..WARM_UP_STEPS + n_steps {
         let begun = Instant::now();
-        let mover = Mover {
-            weights: &weights,
-            optimizer: &mut optimizer,
-            masters: None,
-            lr: LR,
-            balance: model.balance_coefficient(),
-            gradient_clip: None,
-        };
-        let report = train_step(model, None, &rows, 1, step as u64 + 1, mover)?;
-        losses.push(report.loss_nats);
+        losses.push(trial.step()?);
         if step >= WARM_UP_STEPS {
             times_ms.push(begun.elapsed().as_secs_f64() * 1e3);
         }
     }
     let step_ms = median(times_ms);
     let train_tokens_per_s = (batch * sequence_length) as f64 / step_ms * 1e3;
-    Ok(StepTimes { losses, step_ms, train_tokens_per_s, memory })
+    Ok(StepTimes { losses, step_ms, train_tokens_per_s, memory: trial.memory })
+}
+
+/// Where the time of such steps goes, after the warm-up.
+pub fn profile_steps(
+    model: &mut dyn Model,
+    batch: usize,
+    sequence_length: usize,
+    n_steps: usize,
+) -> Result<Profile> {
+    let mut trial = Trial::new(model, None, None, [batch, sequence_length, n_steps])?;
+    (0..WARM_UP_STEPS).try_for_each(|_| trial.step().map(drop))?;
+    let (outcome, profile) = record(|| (0..n_steps).try_for_each(|_| trial.step().map(drop)));
+    outcome.map(|()| profile)
+}
+
+/// Steps on one fixed batch.
+struct Trial<'m> {
+    model: &'m dyn Model,
+    rows: Vec<Row>,
+    weights: Vec<Weight>,
+    optimizer: AdamW,
+    memory: Option<MemoryPlan>,
+    steps: u64,
+}
+
+impl Trial<'_> {
+    fn new<'m>(
+        model: &'m mut dyn Model,
+        adapter: Option<&AdapterRecipe>,
+        budget: Option<Bytes>,
+        [batch, sequence_length, n_steps]: [usize; 3],
+    ) -> Result<Trial<'m>> {
+        if batch == 0 || sequence_length < 2 || n_steps == 0 {
+            let what = format!(
+                "a batch of {batch} rows of {sequence_length} tokens for {n_steps} steps trains nothing; \
+                 give 1 row, 2 tokens and 1 step at least"
+            );
+            return Err(Error::data(what));
+        }
+        if let Some(context_length) = model.context_length().filter(|&context| context < sequence_length) {
+            return Err(Error::data(format!(
+                "{sequence_length} tokens do not fit the model's {context_length} positions"
+            )));
+        }
+        luthier_arch::check_tokens(&*model, batch.saturating_mul(sequence_length))?;
+        let rows = random_rows(&*model, batch, sequence_length);
+        let adapter = adapter.map(|how| Adapter::attach(&*model, "", how, 0)).transpose()?;
+        let weights = adapter::trained(&*model, adapter.as_ref(), &[], &[])?;
+        let size = StepSize { tokens: (batch * sequence_length) as u64, parts: 1, has_teacher: false };
+        let plan = |Bytes(budget)| MemoryPlan::new(&*model, &weights, size, budget);
+        let memory = budget.map(plan).transpose()?;
+        model.set_recomputed_layers(memory.map_or(0, |plan| plan.recomputed_layers));
+        let settings = Settings { betas: [0.9, 0.95], weight_decay: 0.1, eps: 1e-8 };
+        let optimizer = AdamW::new(settings, &weights);
+        Ok(Trial { model, rows, weights, optimizer, memory, steps: 0 })
+    }
+
+    /// The loss before the step.
+    fn step(&mut self) -> Result<f64> {
+        self.steps += 1;
+        let mover = Mover {
+            weights: &self.weights,
+            optimizer: &mut self.optimizer,
+            masters: None,
+            lr: LR,
+            balance: self.model.balance_coefficient(),
+            gradient_clip: None,
+        };
+        Ok(train_step(self.model, None, &self.rows, 1, self.steps, mover)?.loss_nats)
+    }
 }
 
 fn random_rows(model: &dyn Model, batch: usize, sequence_length: usize) -> Vec<Row> {

@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 use luthier_arch::model::Model;
-use luthier_ops::Weight;
 use luthier_ops::cross_entropy::Targets;
+use luthier_ops::{Weight, profile};
 
 use crate::batch::{Batch, Row};
 use crate::masters::Masters;
@@ -63,6 +63,7 @@ pub fn train_step(
     mover.weights.iter().for_each(Weight::zero_grad);
     let (mut loss_nats, mut balance_loss) = (0.0, None);
     for batch in batches.iter().filter(|batch| batch.target_tokens() > 0) {
+        let span = profile::part("forward");
         let (mut loss, balance) =
             losses(model, teacher, batch, target_tokens as f32, mover.balance.is_some())?;
         loss_nats += f64::from(loss.to_scalar::<f32>()?);
@@ -72,12 +73,15 @@ pub fn train_step(
             *balance_loss.get_or_insert(0.0) += share * f64::from(balance.to_scalar::<f32>()?);
             loss = (loss + (balance * (coefficient * share))?)?;
         }
+        drop(span);
+        let _span = profile::part("backward");
         luthier_ops::weight::collect(mover.weights, &loss.backward()?)?;
     }
     let diverged = |what, value| Error::Diverged { step, what, value, kept: String::new() };
     if !loss_nats.is_finite() {
         return Err(diverged("loss", loss_nats));
     }
+    let _span = profile::part("optimizer");
     let grad_norm = parameters::gradient_norm(mover.weights);
     if !grad_norm.is_finite() {
         return Err(diverged("gradient norm", grad_norm));

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use luthier_arch::LoadOptions;
 use luthier_arch::model::check_predicts_next;
+use luthier_arch::{LoadOptions, Model};
 use luthier_checkpoint::byte_count::Bytes;
 use luthier_checkpoint::lineage::{Parent, sha256_of_file};
+use luthier_ops::profile::Profile;
 use luthier_train::bench::WARM_UP_STEPS;
 use luthier_train::recipe::{AdapterRecipe, ModelSource, RandomModel};
 use luthier_train::run::BoxError;
@@ -120,10 +121,20 @@ pub fn bench(
     if timed == 0 {
         bail!("steps: wanted more than the {WARM_UP_STEPS} that warm up, got {steps}");
     }
+    let mut model = trainable(model, adapter.is_none())?;
+    Ok(luthier_train::bench::bench_step(model.as_mut(), adapter, memory, batch, seq, timed)?)
+}
+
+/// Where the time of `steps` such steps goes, after two for warming up.
+pub fn profile(model: &str, batch: usize, seq: usize, steps: usize) -> anyhow::Result<Profile> {
+    let mut model = trainable(model, true)?;
+    Ok(luthier_train::bench::profile_steps(model.as_mut(), batch, seq, steps)?)
+}
+
+/// MODEL with every weight trainable, or, to stand beside an adapter, as its file has it.
+fn trainable(model: &str, whole: bool) -> anyhow::Result<Box<dyn Model>> {
     luthier_kernels::process::keep_freed_memory();
     let checkpoint = places::open(model)?;
-    let options = LoadOptions { trainable: adapter.is_none(), device: Device::Cpu };
-    let mut model = luthier_arch::load(&checkpoint, &options)?;
-    drop(checkpoint);
-    Ok(luthier_train::bench::bench_step(model.as_mut(), adapter, memory, batch, seq, timed)?)
+    let options = LoadOptions { trainable: whole, device: Device::Cpu };
+    Ok(luthier_arch::load(&checkpoint, &options)?)
 }

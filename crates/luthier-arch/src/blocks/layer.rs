@@ -3,7 +3,7 @@
 
 use luthier_checkpoint::layout::{Part, TensorSpec};
 use luthier_ops::attention::KvCache;
-use luthier_ops::{Result, Tensor, residual};
+use luthier_ops::{Result, Tensor, profile, residual};
 
 use super::attention::{Attention, AttentionShape, Reads};
 use super::mlp::{Mlp, MlpShape};
@@ -134,17 +134,21 @@ impl Layer {
             Some(cache) => (Some(cache.own), cache.cross),
             None => (None, None),
         };
+        let span = profile::part("attention");
         let mut x_btm = match &self.own {
             Some((norms, attention)) => norms.run(x_btm, |x| attention.own(x, pass, own_cache))?,
             None => x_btm.clone(),
         };
+        drop(span);
         if let Some((norms, attention)) = &self.cross {
+            let _span = profile::part("cross-attention");
             let Some(encoded_bse) = &pass.encoded else {
                 candle_core::bail!("a layer with cross-attention needs the encoder's states")
             };
             x_btm = norms.run(&x_btm, |x| attention.cross(x, encoded_bse, pass, cross_cache))?;
         }
         let Some((norms, block)) = &self.feed_forward else { return Ok((x_btm, None)) };
+        let _span = profile::part("feed-forward");
         let mut logits_ne = None;
         let y_btm = norms.run(&x_btm, |x| {
             let (y, logits) = block.forward(x)?;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use luthier_ops::Weight;
 use luthier_ops::cross_entropy::{Targets, project, projected_cross_entropy};
 use luthier_ops::router::load_balance;
+use luthier_ops::{Weight, profile};
 use serde_json::{Map, Value};
 
 use super::experts::ExpertsShape;
@@ -77,6 +77,7 @@ impl Model for RunningModel {
     fn encode(&self, tokens: &TokenBatch) -> Result<Encoded> {
         let missing = || Error::Use("a decoder-only model has no encoder".to_string());
         let encoder = self.encoder.as_ref().ok_or_else(missing)?;
+        let _span = profile::part("encoder");
         let states = encoder.stack.forward(tokens, None, None)?;
         Ok(Encoded { states, segments: tokens.segments.clone() })
     }

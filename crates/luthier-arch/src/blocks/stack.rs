@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use luthier_checkpoint::layout::{Part, Role, Space, StackKind, TensorSpec};
 use luthier_ops::attention::{Buckets, RelativeBias};
+use luthier_ops::profile;
 use luthier_ops::recompute::{recompute, recompute_with};
 use luthier_ops::{Device, Tensor, Weight};
 
@@ -206,6 +207,7 @@ impl Stack {
         let mut x_btm = luthier_ops::embedding::embedding(&ids, &self.embedding, self.shape.embedding_scale)?;
         let mut routers = Vec::new();
         for (at, layer) in self.layers.iter().enumerate() {
+            let _span = profile::numbered_part("layer", at);
             let (y_btm, logits_ne) = match cache.as_deref_mut() {
                 Some(cache) => {
                     let (own, cross) = (&mut cache.layers[at], cache.cross.get_mut(at));

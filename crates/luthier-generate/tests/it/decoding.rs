@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use luthier_arch::model::{Model, TokenBatch};
 use luthier_generate::generate::PREFILL_CHUNK_TOKENS;
 use luthier_generate::{
-    DraftModel, Drafter, Error, FinishReason, GenerateOptions, Generation, Lookup, generate,
-    generate_drafted, generate_together,
+    Aids, DraftModel, Drafter, Error, FinishReason, GenerateOptions, Generation, Lookup, generate,
+    generate_together, generate_with,
 };
 
 use crate::tiny::Tiny;
@@ -202,7 +202,8 @@ fn sequences_decoded_together_are_those_decoded_alone() {
 
 fn drafted(model: &Tiny, prompt: &[u32], options: &GenerateOptions, drafter: &mut dyn Drafter) -> Generation {
     let mut go_on = |_| ControlFlow::Continue(());
-    generate_drafted(model, prompt, None, options, Some((drafter, 4)), &mut go_on).unwrap()
+    let aids = Aids { drafts: Some((drafter, 4)), memory: None };
+    generate_with(model, prompt, None, options, aids, &mut go_on).unwrap()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use luthier_generate::{FinishReason, GenerateOptions, generate_text};
+use luthier_generate::{Aids, FinishReason, GenerateOptions, generate_text};
 use luthier_text::Tokenizer;
 
 use crate::tiny::Tiny;
@@ -24,11 +24,12 @@ fn letters() -> Tokenizer {
 
 fn run(model: &Tiny, options: &GenerateOptions) -> (Vec<u32>, FinishReason, String, String) {
     let mut streamed = String::new();
-    let (generation, text) = generate_text(model, &letters(), &[1, 2], None, options, None, &mut |piece| {
-        streamed.push_str(piece);
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let (generation, text) =
+        generate_text(model, &letters(), &[1, 2], None, options, Aids::default(), &mut |piece| {
+            streamed.push_str(piece);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
     (generation.token_ids, generation.finish_reason, text, streamed)
 }
 

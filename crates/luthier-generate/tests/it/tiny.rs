@@ -119,7 +119,8 @@ impl Model for Tiny {
     ) -> Result<Tensor> {
         let mut fresh = Cache::default();
         let cache = cache.unwrap_or(&mut fresh);
-        cache.layers.resize_with(1, KvCache::new);
+        let kind = cache.kind();
+        cache.layers.resize_with(1, || KvCache::of(kind));
         let past = cache.layers[0].len();
         let mut x = self.embed(tokens, past)?;
         let (b, t, m) = x.dims3()?;

@@ -4,7 +4,9 @@
 //! lanes; values lie position by position. Query heads that share keys are computed together, runs of positions by
 //! different threads, joined by their maxima and sums (arXiv:2205.14135).
 
+mod form;
 mod prompt;
+mod scaled;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -14,51 +16,15 @@ use super::{DistanceBias, Rule};
 use crate::buffer::unfilled;
 use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
+pub use form::{Cached, KEY_BLOCK};
 pub use prompt::attend_prompt;
+use scaled::{Rows, SCALED_TOGETHER};
+pub use scaled::{narrow_row, scales_of};
 
 /// Positions of one run.
 const RUN: usize = 128;
 /// Query heads that are computed together at most.
 const HEADS: usize = 4;
-
-/// Keys and values of `len` tokens with room for `capacity`, a multiple of 16.
-#[derive(Clone, Copy, Debug)]
-pub struct Cached<'a, E> {
-    /// [b, k, capacity / 16, d, 16].
-    pub keys: &'a [E],
-    /// [b, k, capacity, d up to a multiple of 16].
-    pub values: &'a [E],
-    /// b.
-    pub batch: usize,
-    /// k.
-    pub kv_heads: usize,
-    /// d.
-    pub head_dim: usize,
-    /// Room in tokens.
-    pub capacity: usize,
-    /// Tokens that are there.
-    pub len: usize,
-}
-
-/// Positions of a block of keys.
-pub const KEY_BLOCK: usize = ROWS;
-
-impl<E> Cached<'_, E> {
-    fn value_width(&self) -> usize {
-        self.head_dim.next_multiple_of(ROWS)
-    }
-
-    fn check(&self, heads: usize) {
-        let Cached { batch, kv_heads, head_dim, capacity, len, .. } = *self;
-        assert!(
-            kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity.is_multiple_of(ROWS),
-            "{heads} heads over {kv_heads}"
-        );
-        assert_eq!(self.keys.len(), batch * kv_heads * capacity * head_dim, "values of keys");
-        assert_eq!(self.values.len(), batch * kv_heads * capacity * self.value_width(), "values of values");
-        assert!(len <= capacity, "{len} of {capacity} tokens");
-    }
-}
 
 #[derive(Default)]
 struct Scratch {
@@ -72,7 +38,7 @@ thread_local! {
 impl<E: Element> Cached<'_, E> {
     /// Keys and values as [b, k, s, d] in f32, of all tokens.
     pub fn widened(&self) -> (Vec<f32>, Vec<f32>) {
-        let (d, s, width) = (self.head_dim, self.len, self.value_width());
+        let (d, s) = (self.head_dim, self.len);
         let (mut keys, mut values) =
             (unfilled(self.batch * self.kv_heads * s * d), unfilled(self.batch * self.kv_heads * s * d));
         let (key_target, value_target) = (Shared::new(&mut keys), Shared::new(&mut values));
@@ -89,15 +55,23 @@ impl<E: Element> Cached<'_, E> {
                 let wide = &mut scratch.scores;
                 wide.resize(wide.len().max(d * ROWS), 0.0);
                 let wide = &mut wide[..d * ROWS];
-                E::widen(&self.keys[(place * self.capacity + tokens.start) * d..][..d * ROWS], wide);
+                let keys = self.keys_of(place, tokens.start..tokens.start + ROWS);
+                E::widen(keys.values, wide);
                 for (token, key) in key_target.chunks_exact_mut(d).enumerate() {
                     for (channel, value) in key.iter_mut().enumerate() {
                         *value = wide[channel * ROWS + token];
+                        if E::SCALED {
+                            *value *= keys.scales[channel / SCALED_TOGETHER * ROWS + token];
+                        }
                     }
                 }
             });
             for (token, value) in tokens.zip(value_target.chunks_exact_mut(d)) {
-                E::widen(&self.values[(place * self.capacity + token) * width..][..d], value);
+                let row = self.values_of(place, token..token + 1);
+                E::widen(&row.values[..d], value);
+                for (values, scale) in value.chunks_mut(SCALED_TOGETHER).zip(row.scales) {
+                    values.iter_mut().for_each(|value| *value *= scale);
+                }
             }
         });
         (keys, values)
@@ -176,7 +150,7 @@ fn attend_run<E: Element>(
     let stride = RUN + ROWS;
     let first_block = run.start / ROWS;
     let n_blocks = run.end.div_ceil(ROWS) - first_block;
-    let keys = &cached.keys[place * cached.capacity * d + first_block * ROWS * d..][..n_blocks * ROWS * d];
+    let keys = cached.keys_of(place, first_block * ROWS..(first_block + n_blocks) * ROWS);
     let scores = &mut scratch.scores;
     for (head, queries) in queries.chunks(HEADS * d).enumerate() {
         let scores = &mut scores[head * HEADS * stride..];
@@ -193,7 +167,7 @@ fn attend_run<E: Element>(
         let part = &mut target[head * (width + ROWS)..][..width + ROWS];
         (part[width], part[width + 1]) = (top, sum);
     }
-    let values = &cached.values[(place * cached.capacity + run.start) * width..][..run.len() * width];
+    let values = cached.values_of(place, run.clone());
     for head in (0..group).step_by(HEADS) {
         let n_heads = HEADS.min(group - head);
         let weights = &scores[head * stride + skipped..];
@@ -216,7 +190,7 @@ crate::simd::dispatch! {
 
 on_processor! {
     /// Scores of up to four heads [n, d] with blocks of keys; rows of `scores` are `stride` apart.
-    fn score_heads<E: Element>(q: &[f32], d: usize, keys: &[E], scores: &mut [f32], stride: usize) = score_heads_on
+    fn score_heads<E: Element>(q: &[f32], d: usize, keys: Rows<E>, scores: &mut [f32], stride: usize) = score_heads_on
 }
 
 /// # Safety
@@ -225,7 +199,7 @@ on_processor! {
 unsafe fn score_heads_on<I: Isa, E: Element>(
     q: &[f32],
     d: usize,
-    keys: &[E],
+    keys: Rows<E>,
     scores: &mut [f32],
     stride: usize,
 ) {
@@ -246,28 +220,42 @@ unsafe fn score_heads_on<I: Isa, E: Element>(
 unsafe fn score<I: Isa, E: Element, const N: usize>(
     q: &[f32],
     d: usize,
-    keys: &[E],
+    keys: Rows<E>,
     scores: &mut [f32],
     stride: usize,
 ) {
-    assert!(q.len() >= N * d && scores.len() >= (N - 1) * stride + keys.len() / d.max(1));
-    for (block, keys) in keys.chunks_exact(d * ROWS).enumerate() {
-        // SAFETY: channels and lanes inside the slices, as compared above.
-        unsafe {
-            // Two sums a head, so that no addition waits for the one before.
-            let mut sums = [[I::float(0.0); 2]; N];
-            for channel in 0..d {
-                let key = E::load::<I>(keys.as_ptr().add(channel * ROWS));
-                for head in 0..N {
-                    let query = I::float(*q.as_ptr().add(head * d + channel));
-                    let sum = &mut sums[head][channel % 2];
-                    *sum = I::mul_add(key, query, *sum);
+    let scales = scales_of::<E>(d);
+    keys.check_scales(d);
+    assert!(q.len() >= N * d && scores.len() >= (N - 1) * stride + keys.values.len() / d.max(1));
+    for (block, key) in keys.values.chunks_exact(d * ROWS).enumerate() {
+        let mut start = 0;
+        while start < d {
+            let end = keys.scaled_together(start, d);
+            // SAFETY: channels and lanes inside the slices, as compared above and by [`Rows::check_scales`].
+            unsafe {
+                // Two sums a head, so that no addition waits for the one before.
+                let mut sums = [[I::float(0.0); 2]; N];
+                for channel in start..end {
+                    let key = E::load::<I>(key.as_ptr().add(channel * ROWS));
+                    for head in 0..N {
+                        let query = I::float(*q.as_ptr().add(head * d + channel));
+                        let sum = &mut sums[head][channel % 2];
+                        *sum = I::mul_add(key, query, *sum);
+                    }
+                }
+                for (head, [even, odd]) in sums.into_iter().enumerate() {
+                    let mut both = I::mul_add(odd, I::float(1.0), even);
+                    let target = scores.as_mut_ptr().add(head * stride + block * ROWS);
+                    if E::SCALED {
+                        let at = (block * scales + start / SCALED_TOGETHER) * ROWS;
+                        let scale = I::load_floats(keys.scales.as_ptr().add(at));
+                        let before = if start == 0 { I::float(0.0) } else { I::load_floats(target) };
+                        both = I::mul_add(both, scale, before);
+                    }
+                    I::store_floats(target, both);
                 }
             }
-            for (head, [even, odd]) in sums.into_iter().enumerate() {
-                let both = I::mul_add(odd, I::float(1.0), even);
-                I::store_floats(scores.as_mut_ptr().add(head * stride + block * ROWS), both);
-            }
+            start = end;
         }
     }
 }
@@ -278,7 +266,7 @@ on_processor! {
         n_heads: usize,
         weights: &[f32],
         stride: usize,
-        values: &[E],
+        values: Rows<E>,
         width: usize,
         run: usize,
         target: &mut [f32],
@@ -292,7 +280,7 @@ unsafe fn weigh_heads_on<I: Isa, E: Element>(
     n_heads: usize,
     weights: &[f32],
     stride: usize,
-    values: &[E],
+    values: Rows<E>,
     width: usize,
     run: usize,
     target: &mut [f32],
@@ -314,14 +302,16 @@ unsafe fn weigh_heads_on<I: Isa, E: Element>(
 unsafe fn weigh<I: Isa, E: Element, const N: usize>(
     weights: &[f32],
     stride: usize,
-    values: &[E],
+    values: Rows<E>,
     width: usize,
     run: usize,
     target: &mut [f32],
 ) {
     /// Registers of a head at a time.
     const WIDE: usize = 4;
-    assert!(weights.len() >= (N - 1) * stride + run && values.len() >= run * width);
+    let scales = scales_of::<E>(width);
+    values.check_scales(width);
+    assert!(weights.len() >= (N - 1) * stride + run && values.values.len() >= run * width);
     assert!(target.len() >= (N - 1) * (width + ROWS) + width && width.is_multiple_of(ROWS));
     let mut start = 0;
     while start < width {
@@ -331,9 +321,11 @@ unsafe fn weigh<I: Isa, E: Element, const N: usize>(
                 let mut sums = [[I::float(0.0); WIDE]; N];
                 for position in 0..run {
                     for part in 0..WIDE {
-                        let value = E::load::<I>(values.as_ptr().add(position * width + start + part * ROWS));
+                        let at = position * width + start + part * ROWS;
+                        let value = E::load::<I>(values.values.as_ptr().add(at));
                         for head in 0..N {
-                            let weight = I::float(*weights.as_ptr().add(head * stride + position));
+                            let weight = *weights.as_ptr().add(head * stride + position);
+                            let weight = I::float(values.scaled(weight, position, start, scales));
                             sums[head][part] = I::mul_add(value, weight, sums[head][part]);
                         }
                     }
@@ -348,9 +340,10 @@ unsafe fn weigh<I: Isa, E: Element, const N: usize>(
             } else {
                 let mut sums = [I::float(0.0); N];
                 for position in 0..run {
-                    let value = E::load::<I>(values.as_ptr().add(position * width + start));
+                    let value = E::load::<I>(values.values.as_ptr().add(position * width + start));
                     for head in 0..N {
-                        let weight = I::float(*weights.as_ptr().add(head * stride + position));
+                        let weight = *weights.as_ptr().add(head * stride + position);
+                        let weight = I::float(values.scaled(weight, position, start, scales));
                         sums[head] = I::mul_add(value, weight, sums[head]);
                     }
                 }

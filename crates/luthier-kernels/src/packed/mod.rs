@@ -179,6 +179,11 @@ impl Packed {
         Packed { kind, levels, rows, cols, bytes, precision }
     }
 
+    /// What it takes in memory.
+    pub fn bytes_len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Outputs of the linear map (or entries of the embedding).
     pub fn rows(&self) -> usize {
         self.rows

@@ -7,8 +7,11 @@
 use std::ops::ControlFlow;
 
 use luthier_arch::model::Model;
+use luthier_generate::generate::standard_cache;
 use luthier_generate::{GenerateOptions, Generation, generate, generate_together};
+use luthier_ops::attention::CacheType;
 
+use crate::energy::EnergyMeter;
 use crate::memory::peak_rss_bytes;
 use crate::{Error, Result};
 
@@ -23,6 +26,8 @@ pub struct BenchOptions {
     pub batch: usize,
     /// Timed runs, at least 1.
     pub runs: usize,
+    /// What keys and values are rounded to; none: as `generate` does on its own.
+    pub kv_cache: Option<CacheType>,
 }
 
 /// The speed of one model on this machine.
@@ -44,11 +49,22 @@ pub struct Bench {
     pub batch: usize,
     /// Timed runs.
     pub runs: usize,
+    /// What keys and values were rounded to.
+    pub kv_cache: &'static str,
+    /// What the processors took in the timed runs, where they tell.
+    pub joules: Option<f64>,
 }
 
 /// The ids of the prompt that [`bench`] reads.
 pub fn bench_prompt(vocab_size: usize, prompt_tokens: usize) -> Vec<u32> {
     (0..prompt_tokens as u64).map(|i| ((7919 * i + 1) % vocab_size.max(1) as u64) as u32).collect()
+}
+
+/// Those of every sequence.
+pub(super) fn bench_prompts(vocab_size: usize, options: BenchOptions) -> Vec<Vec<u32>> {
+    let first = bench_prompt(vocab_size, options.prompt_tokens);
+    let size = vocab_size.max(1) as u32;
+    (0..options.batch as u32).map(|row| first.iter().map(|id| (id + row) % size).collect()).collect()
 }
 
 /// Times `model`.
@@ -57,43 +73,43 @@ pub fn bench_prompt(vocab_size: usize, prompt_tokens: usize) -> Vec<u32> {
 /// Options too small, a prompt and continuation that the context does not hold, and those of [`generate`].
 pub fn bench(model: &dyn Model, options: BenchOptions) -> Result<Bench> {
     check(model, options)?;
-    let prompt_token_ids = bench_prompt(model.vocab_size(), options.prompt_tokens);
+    let prompts = bench_prompts(model.vocab_size(), options);
     let decoding = GenerateOptions {
         max_new_tokens: options.new_tokens,
         ignore_eos: true,
+        kv_cache: options.kv_cache,
         ..GenerateOptions::default()
     };
-    let vocab_size = model.vocab_size() as u32;
-    let prompts: Vec<Vec<u32>> = (0..options.batch as u32)
-        .map(|row| prompt_token_ids.iter().map(|id| (id + row) % vocab_size).collect())
-        .collect();
     let run = |decoding: &GenerateOptions| -> Result<Generation> {
         if options.batch == 1 {
-            return Ok(generate(model, &prompt_token_ids, None, decoding, &mut |_| {
-                ControlFlow::Continue(())
-            })?);
+            return Ok(generate(model, &prompts[0], None, decoding, &mut |_| ControlFlow::Continue(()))?);
         }
         let mut generations = generate_together(model, &prompts, decoding)?;
         Ok(generations.swap_remove(0))
     };
     run(&GenerateOptions { max_new_tokens: 2, ..decoding.clone() })?;
+    let energy = EnergyMeter::start();
     let timed = (0..options.runs).map(|_| run(&decoding)).collect::<Result<Vec<Generation>>>()?;
+    let joules = energy.and_then(|energy| energy.joules());
     let all = options.batch as f64;
     let first_ms = |run: &Generation| run.time_to_first_token.map_or(0.0, |time| time.as_secs_f64() * 1e3);
     Ok(Bench {
         token_ids: timed[0].token_ids.clone(),
-        prompt_token_ids,
+        prompt_token_ids: prompts[0].clone(),
         prefill_tokens_per_s: all * median(&timed, |run| run.prefill_tokens_per_s().unwrap_or(0.0)),
         decode_tokens_per_s: all * median(&timed, |run| run.decode_tokens_per_s().unwrap_or(0.0)),
         time_to_first_token_ms: median(&timed, first_ms),
         peak_rss_bytes: peak_rss_bytes()?,
         batch: options.batch,
         runs: options.runs,
+        kv_cache: options.kv_cache.unwrap_or_else(|| standard_cache(model)).as_str(),
+        joules,
     })
 }
 
-fn check(model: &dyn Model, options: BenchOptions) -> Result<()> {
-    let BenchOptions { prompt_tokens, new_tokens, batch, runs } = options;
+/// Options that are too small, or more than the context holds.
+pub(super) fn check(model: &dyn Model, options: BenchOptions) -> Result<()> {
+    let BenchOptions { prompt_tokens, new_tokens, batch, runs, .. } = options;
     for (name, least, got) in [
         ("prompt_tokens", 1, prompt_tokens),
         ("new_tokens", 2, new_tokens),

@@ -6,6 +6,7 @@ pub mod embeddings;
 pub mod logits;
 pub mod perplexity;
 pub mod prefix_loss;
+pub mod profile;
 
 pub use bench::{Bench, BenchOptions, bench, bench_prompt};
 pub use divergence::{Divergence, divergence};
@@ -13,3 +14,4 @@ pub use embeddings::{Embeddings, embeddings};
 pub use logits::{Logits, logits};
 pub use perplexity::{Method, Perplexity, perplexity, perplexity_of_ids};
 pub use prefix_loss::{PrefixLoss, PrefixTarget, prefix_loss};
+pub use profile::{ProfileRow, profile_generation, profile_rows};

@@ -3,6 +3,8 @@
 mod axis;
 mod canvas;
 mod curves;
+mod flame;
+mod grid;
 mod labels;
 mod page;
 mod table;
@@ -10,4 +12,6 @@ mod tradeoff;
 
 pub use axis::Unit;
 pub use curves::LossCurve;
+pub use flame::profile_page;
+pub use grid::{Grid, grid_page};
 pub use page::{Page, Sample, render_page};

@@ -69,16 +69,21 @@ pub fn render_page(page: &Page) -> Result<String> {
             page.notes.iter().map(|note| format!("<p class=\"quiet\">{}</p>\n", escape(note))).collect();
         body += &format!("<section>\n<h2>How it was measured</h2>\n{notes}</section>\n");
     }
-    Ok(format!(
+    Ok(document(&page.title, &body))
+}
+
+/// A document: style within, no script, and a policy that forbids it to load anything. `body` is HTML.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta http-equiv=\"Content-Security-Policy\" \
          content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n\
          <title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
-        escape(&page.title),
+        escape(title),
         include_str!("page.css"),
-    ))
+    )
 }
 
 /// The charts of quality against each cost that was measured.

@@ -12,8 +12,11 @@ use crate::tiny::Tiny;
 fn bench_decodes_what_generate_decodes() {
     for encoder_decoder in [false, true] {
         let model = Tiny::new(41, 30, 64, encoder_decoder);
-        let got =
-            bench(&model, BenchOptions { prompt_tokens: 40, new_tokens: 9, batch: 1, runs: 3 }).unwrap();
+        let got = bench(
+            &model,
+            BenchOptions { prompt_tokens: 40, new_tokens: 9, batch: 1, runs: 3, kv_cache: None },
+        )
+        .unwrap();
         let prompt = bench_prompt(30, 40);
         assert_eq!(prompt[..3], [1, 7920 % 30, 15839 % 30]);
         let options = GenerateOptions { max_new_tokens: 9, ignore_eos: true, ..Default::default() };
@@ -28,7 +31,9 @@ fn bench_decodes_what_generate_decodes() {
 fn bench_refuses_what_does_not_fit() {
     let model = Tiny::new(41, 30, 64, false);
     let refusal = |prompt_tokens, new_tokens, runs| {
-        bench(&model, BenchOptions { prompt_tokens, new_tokens, batch: 1, runs }).unwrap_err().to_string()
+        bench(&model, BenchOptions { prompt_tokens, new_tokens, batch: 1, runs, kv_cache: None })
+            .unwrap_err()
+            .to_string()
     };
     assert!(refusal(60, 5, 1).contains("the model's context of 64 tokens"));
     assert!(refusal(0, 5, 1).contains("option prompt_tokens: expected 1 or more, got 0"));

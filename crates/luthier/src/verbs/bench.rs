@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use luthier_arch::Precision;
 use luthier_checkpoint::byte_count::Bytes;
+use luthier_generate::CacheType;
+use luthier_measure::energy::EnergyMeter;
 use luthier_measure::measurements::Measurement;
 use luthier_measure::metrics::bench::{BenchOptions, bench};
 use luthier_train::recipe::AdapterRecipe;
@@ -12,11 +14,14 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
-use crate::bounded::AtLeast;
+use crate::bounded::{AtLeast, Typed};
+use crate::grid::{Axis, cells};
 use crate::places;
 use crate::record;
 use crate::session::{Report, Session};
 use crate::training;
+
+mod grid;
 
 /// Times reading a prompt and decoding, by the loop that `generate` uses; with --train, full training steps.
 ///
@@ -37,6 +42,9 @@ pub(super) struct Bench {
     /// Timed runs, of which the median counts [default: 1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "train")]
     runs: Option<AtLeast<1>>,
+    /// What keys and values are rounded to: f32, f16, or q8, whole numbers with a scale for each 64 of them [default: f16, or f32 where no weights are stored in less]
+    #[arg(long, value_name = "TYPE", conflicts_with = "train")]
+    kv_cache: Option<Typed<CacheType>>,
     /// Time training steps instead
     #[arg(long)]
     #[serde(default)]
@@ -47,8 +55,8 @@ pub(super) struct Bench {
     /// Tokens of a sequence [default: 256]
     #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
     seq: Option<AtLeast<2>>,
-    /// Training steps, the two for warming up included [default: 8]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, requires = "train")]
+    /// Training steps, with --train or in a grid, the two for warming up included [default: 8]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<AtLeast<3>>,
     /// Train a LoRA adapter of this rank beside all projections, alpha twice as much; the model stays as its file has it
     #[arg(long, value_name = "R", allow_negative_numbers = true, requires = "train")]
@@ -56,6 +64,16 @@ pub(super) struct Bench {
     /// Keep the whole process within that much memory, by computing as few layers as needed again in the backward pass
     #[arg(long, value_name = "BYTES", requires = "train")]
     memory: Option<Bytes>,
+    /// Measure across axes, each cell in a process of its own: batch=1,8 length=128,512 threads=1,2 type=asis,Q8_0,F16 kv=f16,q8 work=generate,train. Types are made with `quantize` first; --new-tokens, --runs and --steps count for all cells
+    #[arg(long, value_name = "AXIS=VALUES", num_args = 0.., conflicts_with_all = ["prompt_tokens", "batch", "seq", "train", "record", "kv_cache", "lora_rank", "memory"])]
+    grid: Option<Vec<Typed<Axis>>>,
+    /// The page of a grid to write
+    #[arg(long, value_name = "FILE", requires = "grid")]
+    out: Option<PathBuf>,
+    /// Replace an existing page
+    #[arg(long, requires = "out")]
+    #[serde(default)]
+    force: bool,
     /// Keep the numbers in DIR/measurements.json, from which `frontier` draws
     #[arg(long, value_name = "DIR", conflicts_with = "train")]
     record: Option<PathBuf>,
@@ -69,12 +87,30 @@ impl Act for Bench {
         let decoding = self.prompt_tokens.is_some()
             || self.new_tokens.is_some()
             || self.runs.is_some()
-            || self.record.is_some();
+            || self.record.is_some()
+            || self.kv_cache.is_some();
         let training =
             self.seq.is_some() || self.steps.is_some() || self.lora_rank.is_some() || self.memory.is_some();
+        if let Some(axes) = &self.grid {
+            let apart = self.prompt_tokens.is_some()
+                || self.batch.is_some()
+                || self.seq.is_some()
+                || self.record.is_some()
+                || self.kv_cache.is_some()
+                || self.lora_rank.is_some()
+                || self.memory.is_some();
+            if self.train || apart {
+                return Err("prompt_tokens, batch, seq, train, record, kv_cache, lora_rank and memory do not go with grid, whose axes say them".to_string());
+            }
+            let axes: Vec<Axis> = axes.iter().map(|axis| axis.0.clone()).collect();
+            return cells(&axes, 1).map(drop);
+        }
+        if self.out.is_some() || self.force {
+            return Err("out and force belong to grid".to_string());
+        }
         match self.train {
             true if decoding => {
-                Err("prompt_tokens, new_tokens, runs and record do not go with train".to_string())
+                Err("prompt_tokens, new_tokens, runs, record and kv_cache do not go with train".to_string())
             }
             false if training => Err("seq, steps, lora_rank and memory belong to train".to_string()),
             _ => Ok(()),
@@ -82,7 +118,11 @@ impl Act for Bench {
     }
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
-        if self.train { self.training(session) } else { self.decoding(session) }
+        match (&self.grid, self.train) {
+            (Some(_), _) => self.grid(session),
+            (None, true) => self.training(session),
+            (None, false) => self.decoding(session),
+        }
     }
 }
 
@@ -97,6 +137,7 @@ impl Bench {
             new_tokens: self.new_tokens.map_or(128.min(context / 4), |n| n.0),
             batch: self.batch.map_or(1, |n| n.0),
             runs: self.runs.map_or(1, |n| n.0),
+            kv_cache: self.kv_cache.as_ref().map(|kind| kind.0),
         };
         let result = bench(loaded.model.as_ref(), options)?;
         let mut json = serde_json::to_value(&result)?;
@@ -135,7 +176,9 @@ impl Bench {
             targets: Vec::new(),
             initial: None,
         });
+        let energy = EnergyMeter::start();
         let result = training::bench(&self.model, adapter.as_ref(), self.memory, batch, seq, steps)?;
+        let joules = energy.and_then(|energy| energy.joules());
         if let Some(plan) = &result.memory {
             session.note(&plan.text());
         }
@@ -150,6 +193,7 @@ impl Bench {
             session.thread_count()
         );
         let mut json = serde_json::to_value(&result)?;
+        json["joules"] = json!(joules);
         json["peak_rss_bytes"] = json!(peak_rss_bytes);
         json["threads"] = json!(session.thread_count());
         Ok(Report { json, text })

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::ops::ControlFlow;
 
-use luthier_generate::{GenerateOptions, generate_text};
+use luthier_generate::{Aids, GenerateOptions, generate_text};
 use luthier_surgery::doctor::{self, Examination, Severity};
 use serde::{Deserialize, Serialize};
 
@@ -74,8 +74,15 @@ fn sample(model: &str) -> anyhow::Result<Option<Sample>> {
         ..GenerateOptions::default()
     };
     let mut go_on = |_: &str| ControlFlow::Continue(());
-    let written =
-        generate_text(loaded.model.as_ref(), &tokenizer, &prompt_ids, None, &options, None, &mut go_on);
+    let written = generate_text(
+        loaded.model.as_ref(),
+        &tokenizer,
+        &prompt_ids,
+        None,
+        &options,
+        Aids::default(),
+        &mut go_on,
+    );
     // An encoder writes nothing.
     let Ok((written, text)) = written else { return Ok(None) };
     let tokens = written.token_ids.len();

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
-use luthier_checkpoint::Output;
 use luthier_measure::frontier::{collect_measurements, frontier_page};
 use luthier_measure::measurements::MEASUREMENTS_FILE;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
+use crate::pages::write_page;
 use crate::session::{Report, Session};
 
 /// Draws quality against parameters, size, speed and memory from the measurements.json of each folder, which
@@ -39,20 +38,8 @@ impl Act for Frontier {
         let page = frontier_page(&measurements)?;
         let read: Vec<PathBuf> = dirs.iter().map(|dir| dir.join(MEASUREMENTS_FILE)).collect();
         let inputs: Vec<&Path> = read.iter().map(PathBuf::as_path).collect();
-        let output = Output::file(&self.out, self.force, &inputs)?;
-        refuse_other_file(&self.out)?;
-        std::fs::write(output.path(), page)?;
-        output.commit()?;
+        write_page(&self.out, self.force, &inputs, &page)?;
         let json = json!({ "report": self.out, "measurements": measurements });
         Ok(Report { json, text: format!("{} models in {}", measurements.len(), self.out.display()) })
     }
-}
-
-/// Only pages are replaced, whatever `--force` says.
-fn refuse_other_file(out: &Path) -> anyhow::Result<()> {
-    let Ok(bytes) = std::fs::read(out) else { return Ok(()) };
-    if !bytes.to_ascii_lowercase().starts_with(b"<!doctype html") {
-        bail!("{}: is no page, and would be lost; choose another --out", out.display());
-    }
-    Ok(())
 }

@@ -2,18 +2,22 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use anyhow::bail;
 use luthier_arch::{Model, Precision};
+use luthier_generate::generate::standard_cache;
 use luthier_generate::speculate::DRAFT_TOKENS;
 use luthier_generate::{
-    DraftModel, Drafter, FinishReason, GenerateOptions, Generation, Lookup, WithDrafts, generate_drafted,
+    Aids, CacheType, DraftModel, Drafter, FinishReason, GenerateOptions, Generation, Lookup,
+    check_keeps_prompts, generate_with,
 };
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Act;
-use crate::bounded::{AtLeast, NotNegative, Positive, Share};
+use crate::bounded::{AtLeast, NotNegative, Positive, Share, Typed};
+use crate::kept_prompt::KeptPrompt;
 use crate::places::{self, Loaded};
 use crate::session::{Report, Session};
 use crate::tokens::TokenIds;
@@ -69,6 +73,12 @@ pub(super) struct Generate {
     /// Tokens that are drafted at a time [default: 5]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     draft_tokens: Option<AtLeast<1>>,
+    /// What keys and values are rounded to: f32, f16, or q8, whole numbers with a scale for each 64 of them [default: f16, or f32 where no weights are stored in less]
+    #[arg(long, value_name = "TYPE")]
+    kv_cache: Option<Typed<CacheType>>,
+    /// Keep what was computed of the prompt in FILE, and take from there what a prompt before began with: the same text, sooner
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
     /// Go on past an end token
     #[arg(long)]
     #[serde(default)]
@@ -97,6 +107,7 @@ impl Act for Generate {
 
     fn act(self, session: &Session) -> anyhow::Result<Report> {
         let loaded = places::load_packed(&self.model, Precision::Fast, true)?;
+        let mut kept = self.kept_prompt(&loaded, session)?;
         let tokenizer = match self.prompt.is_some() || !self.stop.is_empty() {
             true => Some(loaded.tokenizer()?),
             false => loaded.tokenizer_if_any()?,
@@ -118,9 +129,12 @@ impl Act for Generate {
         let drafting = self.drafting(&loaded, tokenizer.as_ref())?;
         let mut drafter = self.drafter(drafting.as_ref(), model)?;
         let count = self.draft_tokens.map_or(DRAFT_TOKENS, |n| n.0);
-        let with_drafts: WithDrafts = match &mut drafter {
-            Some(drafter) => Some((drafter.as_mut(), count)),
-            None => None,
+        let aids = Aids {
+            drafts: match &mut drafter {
+                Some(drafter) => Some((drafter.as_mut(), count)),
+                None => None,
+            },
+            memory: kept.as_mut().map(|kept| &mut kept.memory),
         };
         let (generation, text) = match &tokenizer {
             Some(tokenizer) => {
@@ -130,15 +144,14 @@ impl Act for Generate {
                     &prompt_ids,
                     decoder_ids,
                     &options,
-                    with_drafts,
+                    aids,
                     &mut |piece| show(session, piece),
                 )?;
                 (generation, Some(text))
             }
             None => {
                 let mut go_on = |_| ControlFlow::Continue(());
-                let generation =
-                    generate_drafted(model, &prompt_ids, decoder_ids, &options, with_drafts, &mut go_on)?;
+                let generation = generate_with(model, &prompt_ids, decoder_ids, &options, aids, &mut go_on)?;
                 (generation, None)
             }
         };
@@ -154,6 +167,10 @@ impl Act for Generate {
         if drafter.is_some() {
             json["drafted_tokens"] = json!(generation.drafted_tokens);
             json["accepted_tokens"] = json!(generation.accepted_tokens);
+        }
+        if let Some(kept) = &kept {
+            json["reused_prompt_tokens"] = json!(kept.memory.reused_tokens);
+            kept.keep()?;
         }
         self.note_full_context(&loaded, &generation, session);
         if text.as_deref() == Some("") && generation.finish_reason != FinishReason::Length {
@@ -179,7 +196,17 @@ impl Generate {
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
             eos_token_ids,
+            kv_cache: self.kv_cache.as_ref().map(|kind| kind.0),
         }
+    }
+
+    /// What is kept of prompts, where a file for it was named.
+    fn kept_prompt(&self, loaded: &Loaded, session: &Session) -> anyhow::Result<Option<KeptPrompt>> {
+        let Some(path) = &self.prompt_cache else { return Ok(None) };
+        let model = loaded.model.as_ref();
+        check_keeps_prompts(model)?;
+        let kind = self.kv_cache.as_ref().map_or_else(|| standard_cache(model), |kind| kind.0);
+        KeptPrompt::open(path, &self.model, kind, session).map(Some)
     }
 
     /// The model that drafts, whose vocabulary must be the model's.

@@ -26,6 +26,7 @@ mod merge;
 mod name;
 mod perplexity;
 mod pretrain;
+mod profile;
 mod prune;
 mod quantize;
 mod replay;
@@ -62,6 +63,7 @@ pub const VERBS: &[Verb] = &[
     verb::<name::Name>(),
     verb::<perplexity::Perplexity>(),
     verb::<pretrain::Pretrain>(),
+    verb::<profile::Profile>(),
     verb::<prune::Prune>(),
     verb::<quantize::Quantize>(),
     verb::<replay::Replay>(),

@@ -13,10 +13,12 @@ mod memory;
 mod merge;
 mod outputs;
 mod packed;
+mod prompt_cache;
 mod prune;
 mod recipes;
 mod refusals;
 mod resume;
+mod speed;
 mod study;
 mod training_memory;
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::super::softmax::{Mask, running_softmax};
 use super::super::{KEYS, Rule, Sizes};
 use super::Cached;
+use super::scaled::{Rows, SCALED_TOGETHER, scales_of};
 use crate::isa::{Element, Isa, ROWS, on_processor};
 use crate::pool::{self, Shared};
 
@@ -83,8 +84,6 @@ fn forward<E: Element>(
     tops.resize(QUERIES, f32::NEG_INFINITY);
     sums.clear();
     sums.resize(QUERIES, 0.0);
-    let keys = &cached.keys[place * cached.capacity * d..][..cached.capacity * d];
-    let values = &cached.values[place * cached.capacity * width..][..cached.capacity * width];
     let reach = rule.reach(block.clone(), sizes.keys);
     let mut start = reach.start / ROWS * ROWS;
     while start < reach.end {
@@ -95,7 +94,7 @@ fn forward<E: Element>(
         }
         for (first, count) in tiles(n) {
             let seen = seen_by(rule, sizes, block.start + first, count, &part);
-            let keys = &keys[seen.start * d..seen.end.next_multiple_of(ROWS) * d];
+            let keys = cached.keys_of(place, seen.start..seen.end.next_multiple_of(ROWS));
             let target = &mut scores[first * KEYS + seen.start - part.start..];
             score_tile(&q[first * sizes.heads * d..], sizes.heads * d, count, keys, d, target);
         }
@@ -104,13 +103,7 @@ fn forward<E: Element>(
         for (first, count) in tiles(n) {
             let seen = seen_by(rule, sizes, block.start + first, count, &part);
             let weights = &scores[first * KEYS + seen.start - part.start..];
-            weigh_tile(
-                weights,
-                count,
-                &values[seen.start * width..seen.end * width],
-                width,
-                &mut out[first * width..],
-            );
+            weigh_tile(weights, count, cached.values_of(place, seen), width, &mut out[first * width..]);
         }
     }
 }
@@ -134,7 +127,7 @@ fn tiles(n: usize) -> impl Iterator<Item = (usize, usize)> {
 
 on_processor! {
     /// Scores [count, keys] of `count` queries, `step` apart, with blocks of keys; rows of `scores` are [`KEYS`] apart.
-    fn score_tile<E: Element>(q: &[f32], step: usize, count: usize, keys: &[E], d: usize, scores: &mut [f32]) = score_on
+    fn score_tile<E: Element>(q: &[f32], step: usize, count: usize, keys: Rows<E>, d: usize, scores: &mut [f32]) = score_on
 }
 
 /// # Safety
@@ -144,7 +137,7 @@ unsafe fn score_on<I: Isa, E: Element>(
     q: &[f32],
     step: usize,
     count: usize,
-    keys: &[E],
+    keys: Rows<E>,
     d: usize,
     scores: &mut [f32],
 ) {
@@ -170,17 +163,22 @@ unsafe fn score_on<I: Isa, E: Element>(
 unsafe fn score<I: Isa, E: Element, const N: usize, const B: usize>(
     q: &[f32],
     step: usize,
-    keys: &[E],
+    keys: Rows<E>,
     d: usize,
     scores: &mut [f32],
 ) {
-    let n_blocks = keys.len() / (d * ROWS).max(1);
+    let (scales, n_blocks) = (scales_of::<E>(d), keys.values.len() / (d * ROWS).max(1));
+    keys.check_scales(d);
     assert!(q.len() >= (N - 1) * step + d && scores.len() >= (N - 1) * KEYS + n_blocks * ROWS);
     let mut block = 0;
     while block < n_blocks {
         // SAFETY: channels and lanes inside the slices, as compared above.
         unsafe {
-            let (from, to) = (keys.as_ptr().add(block * d * ROWS), scores.as_mut_ptr().add(block * ROWS));
+            let to = scores.as_mut_ptr().add(block * ROWS);
+            let from = Rows {
+                values: &keys.values[block * d * ROWS..],
+                scales: &keys.scales[block * scales * ROWS..],
+            };
             if block + B <= n_blocks {
                 score_blocks::<I, E, N, B>(q.as_ptr(), step, from, d, to);
                 block += B;
@@ -198,37 +196,49 @@ unsafe fn score<I: Isa, E: Element, const N: usize, const B: usize>(
 unsafe fn score_blocks<I: Isa, E: Element, const N: usize, const B: usize>(
     q: *const f32,
     step: usize,
-    keys: *const E,
+    keys: Rows<E>,
     d: usize,
     scores: *mut f32,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[I::float(0.0); B]; N];
-        for channel in 0..d {
-            let mut key = [I::float(0.0); B];
-            for (block, key) in key.iter_mut().enumerate() {
-                *key = E::load::<I>(keys.add((block * d + channel) * ROWS));
+    let (mut start, scales) = (0, scales_of::<E>(d));
+    while start < d {
+        let end = keys.scaled_together(start, d);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [[I::float(0.0); B]; N];
+            for channel in start..end {
+                let mut key = [I::float(0.0); B];
+                for (block, key) in key.iter_mut().enumerate() {
+                    *key = E::load::<I>(keys.values.as_ptr().add((block * d + channel) * ROWS));
+                }
+                for (query, sums) in sums.iter_mut().enumerate() {
+                    let value = I::float(*q.add(query * step + channel));
+                    for block in 0..B {
+                        sums[block] = I::mul_add(key[block], value, sums[block]);
+                    }
+                }
             }
-            for (query, sums) in sums.iter_mut().enumerate() {
-                let value = I::float(*q.add(query * step + channel));
-                for block in 0..B {
-                    sums[block] = I::mul_add(key[block], value, sums[block]);
+            for (query, sums) in sums.into_iter().enumerate() {
+                for (block, mut sum) in sums.into_iter().enumerate() {
+                    let target = scores.add(query * KEYS + block * ROWS);
+                    if E::SCALED {
+                        let at = (block * scales + start / SCALED_TOGETHER) * ROWS;
+                        let scale = I::load_floats(keys.scales.as_ptr().add(at));
+                        let before = if start == 0 { I::float(0.0) } else { I::load_floats(target) };
+                        sum = I::mul_add(sum, scale, before);
+                    }
+                    I::store_floats(target, sum);
                 }
             }
         }
-        for (query, sums) in sums.into_iter().enumerate() {
-            for (block, sum) in sums.into_iter().enumerate() {
-                I::store_floats(scores.add(query * KEYS + block * ROWS), sum);
-            }
-        }
+        start = end;
     }
 }
 
 on_processor! {
     /// Adds the values [positions, width], each times its weight, to `count` rows of `out`; rows of weights are [`KEYS`]
     /// apart.
-    fn weigh_tile<E: Element>(weights: &[f32], count: usize, values: &[E], width: usize, out: &mut [f32]) = weigh_on
+    fn weigh_tile<E: Element>(weights: &[f32], count: usize, values: Rows<E>, width: usize, out: &mut [f32]) = weigh_on
 }
 
 /// # Safety
@@ -237,7 +247,7 @@ on_processor! {
 unsafe fn weigh_on<I: Isa, E: Element>(
     weights: &[f32],
     count: usize,
-    values: &[E],
+    values: Rows<E>,
     width: usize,
     out: &mut [f32],
 ) {
@@ -261,24 +271,25 @@ unsafe fn weigh_on<I: Isa, E: Element>(
 #[inline(always)]
 unsafe fn weigh<I: Isa, E: Element, const N: usize>(
     weights: &[f32],
-    values: &[E],
+    values: Rows<E>,
     width: usize,
     out: &mut [f32],
 ) {
-    let positions = values.len() / width.max(1);
+    let positions = values.values.len() / width.max(1);
+    values.check_scales(width);
     assert!(width.is_multiple_of(ROWS) && out.len() >= N * width);
     assert!(positions == 0 || weights.len() >= (N - 1) * KEYS + positions);
     let mut start = 0;
     while start < width {
         // SAFETY: positions and channels inside the slices, as compared above.
         unsafe {
-            let (weights, values) = (weights.as_ptr(), values.as_ptr().add(start));
+            let weights = weights.as_ptr();
             let out = out.as_mut_ptr().add(start);
             if I::REGISTERS >= 32 && width - start >= 4 * ROWS {
-                weigh_channels::<I, E, N, 4>(weights, values, width, positions, out);
+                weigh_channels::<I, E, N, 4>(weights, values, start, width, positions, out);
                 start += 4 * ROWS;
             } else {
-                weigh_channels::<I, E, N, 1>(weights, values, width, positions, out);
+                weigh_channels::<I, E, N, 1>(weights, values, start, width, positions, out);
                 start += ROWS;
             }
         }
@@ -286,11 +297,12 @@ unsafe fn weigh<I: Isa, E: Element, const N: usize>(
 }
 
 /// # Safety
-/// As [`Isa`]; `W` registers of each position and row, `N` rows.
+/// As [`Isa`]; `W` registers of each position and row from the channel `start` on, `N` rows.
 #[inline(always)]
 unsafe fn weigh_channels<I: Isa, E: Element, const N: usize, const W: usize>(
     weights: *const f32,
-    values: *const E,
+    values: Rows<E>,
+    start: usize,
     width: usize,
     positions: usize,
     out: *mut f32,
@@ -303,13 +315,15 @@ unsafe fn weigh_channels<I: Isa, E: Element, const N: usize, const W: usize>(
                 *sum = I::load_floats(out.add(row * width + part * ROWS));
             }
         }
+        let scales = scales_of::<E>(width);
         for position in 0..positions {
             let mut value = [I::float(0.0); W];
             for (part, value) in value.iter_mut().enumerate() {
-                *value = E::load::<I>(values.add(position * width + part * ROWS));
+                *value = E::load::<I>(values.values.as_ptr().add(position * width + start + part * ROWS));
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let weight = I::float(*weights.add(row * KEYS + position));
+                let weight = *weights.add(row * KEYS + position);
+                let weight = I::float(values.scaled(weight, position, start, scales));
                 for part in 0..W {
                     sums[part] = I::mul_add(value[part], weight, sums[part]);
                 }

@@ -10,27 +10,52 @@ fn values(len: usize, seed: usize) -> Vec<f32> {
     (0..len).map(|at| ((at * 7919 + seed * 104_729) % 211) as f32 / 105.0 - 1.0).collect()
 }
 
-/// Keys and values [b, s, k, d] as a cache of them.
-fn cache<E: Element>(keys: &[f32], values: &[f32], [b, s, k, d]: [usize; 4]) -> (Vec<E>, Vec<E>, usize) {
-    let (capacity, width) = ((s + 5).next_multiple_of(ROWS), d.next_multiple_of(ROWS));
+/// A cache of its own memory.
+struct Held<E> {
+    keys: Vec<E>,
+    values: Vec<E>,
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
+    capacity: usize,
+}
+
+/// Keys and values [b, s, k, d] as a cache of them, which rounds both in place.
+fn cache<E: Element>(keys: &mut [f32], values: &mut [f32], [b, s, k, d]: [usize; 4]) -> Held<E> {
+    let (capacity, width, scales) =
+        ((s + 5).next_multiple_of(ROWS), d.next_multiple_of(ROWS), scales_of::<E>(d));
     // What no token wrote must not matter.
-    let mut cached_keys = vec![E::from_f32(f32::NAN); b * k * capacity * d];
-    let mut cached_values = vec![E::from_f32(0.0); b * k * capacity * width];
-    for row in 0..b {
-        for token in 0..s {
-            for head in 0..k {
-                let from = ((row * s + token) * k + head) * d;
-                let place = row * k + head;
-                for channel in 0..d {
-                    let at = (place * capacity + token / ROWS * ROWS) * d + channel * ROWS + token % ROWS;
-                    cached_keys[at] = E::from_f32(keys[from + channel]);
-                    cached_values[(place * capacity + token) * width + channel] =
-                        E::from_f32(values[from + channel]);
-                }
-            }
+    let mut held = Held {
+        keys: vec![E::from_f32(f32::NAN); b * k * capacity * d],
+        values: vec![E::from_f32(0.0); b * k * capacity * width],
+        key_scales: vec![f32::NAN; b * k * capacity * scales],
+        value_scales: vec![0.0; b * k * capacity * scales],
+        capacity,
+    };
+    let mut rounded = (vec![E::default(); d], vec![0f32; scales]);
+    let mut round = |row: &mut [f32]| {
+        narrow_row(row, &mut rounded.0, &mut rounded.1);
+        E::widen(&rounded.0, row);
+        for (part, scale) in row.chunks_mut(SCALED_TOGETHER).zip(&rounded.1) {
+            part.iter_mut().for_each(|value| *value *= scale);
         }
+        rounded.clone()
+    };
+    for at in 0..b * s * k {
+        let (row, token, head) = (at / k / s, at / k % s, at % k);
+        let place = row * k + head;
+        let block = place * capacity + token / ROWS * ROWS;
+        let (key, key_scales) = round(&mut keys[at * d..][..d]);
+        for (channel, key) in key.into_iter().enumerate() {
+            held.keys[block * d + channel * ROWS + token % ROWS] = key;
+        }
+        for (number, scale) in key_scales.into_iter().enumerate() {
+            held.key_scales[block * scales + number * ROWS + token % ROWS] = scale;
+        }
+        let (value, value_scales) = round(&mut values[at * d..][..d]);
+        held.values[(place * capacity + token) * width..][..d].copy_from_slice(&value);
+        held.value_scales[(place * capacity + token) * scales..][..scales].copy_from_slice(&value_scales);
     }
-    (cached_keys, cached_values, capacity)
+    held
 }
 
 #[derive(Clone, Copy)]
@@ -48,24 +73,30 @@ fn check<E: Element>(case: Case, rounding: f32) {
     let Case { b, t, s, k, group, d, rule } = case;
     let heads = k * group;
     let q = values(b * t * heads * d, 1);
-    let round = |values: Vec<f32>| -> Vec<f32> {
-        values.into_iter().map(|value| E::from_f32(value).to_f32()).collect()
-    };
-    let (keys, vals) = (round(values(b * s * k * d, 2)), round(values(b * s * k * d, 3)));
+    let (mut keys, mut vals) = (values(b * s * k * d, 2), values(b * s * k * d, 3));
+    let held = cache::<E>(&mut keys, &mut vals, [b, s, k, d]);
     let sizes = Sizes { batch: b, queries: t, keys: s, heads, kv_heads: k, head_dim: d };
     let mut wanted = vec![0f32; q.len()];
     let side = |values| Heads::contiguous(values, s, k, d);
     attention(sizes, rule, &q, side(&keys), side(&vals), &mut wanted, None);
-    let (cached_keys, cached_values, capacity) = cache::<E>(&keys, &vals, [b, s, k, d]);
     let cached = Cached {
-        keys: &cached_keys,
-        values: &cached_values,
+        keys: &held.keys,
+        values: &held.values,
+        key_scales: &held.key_scales,
+        value_scales: &held.value_scales,
         batch: b,
         kv_heads: k,
         head_dim: d,
-        capacity,
+        capacity: held.capacity,
         len: s,
     };
+    let (wide_keys, wide_values) = cached.widened();
+    let at = |row: usize, head: usize, token: usize| ((row * k + head) * s + token) * d;
+    for row in 0..b * s * k {
+        let place = at(row / k / s, row % k, row / k % s);
+        assert_eq!(wide_keys[place..place + d], keys[row * d..(row + 1) * d]);
+        assert_eq!(wide_values[place..place + d], vals[row * d..(row + 1) * d]);
+    }
     for level in [Level::V4, Level::V3, Level::Baseline] {
         let mut out = vec![f32::NAN; q.len()];
         with_level(level, || match t {
@@ -94,6 +125,7 @@ proptest! {
         let case = Case { b, t: 1, s, k, group, d: 2 * half_d, rule };
         check::<f32>(case, 2e-6);
         check::<half::f16>(case, 2e-6);
+        check::<i8>(case, 4e-6);
     }
 
     #[test]
@@ -115,5 +147,25 @@ proptest! {
         let case = Case { b, t, s, k, group, d: 2 * half_d, rule };
         check::<f32>(case, 2e-6);
         check::<half::bf16>(case, 2e-6);
+        check::<i8>(case, 4e-6);
     }
+}
+
+#[test]
+fn rows_keep_their_largest_value_and_show_what_is_not_finite() {
+    let mut row = values(130, 4);
+    row[3] = -7.0;
+    row[70] = 1e-42;
+    let (mut codes, mut scales) = (vec![0i8; 130], vec![0f32; 3]);
+    narrow_row(&row, &mut codes, &mut scales);
+    assert_eq!((codes[3], scales[0]), (-127, 7.0 / 127.0));
+    for (at, (value, code)) in row.iter().zip(&codes).enumerate() {
+        let scale = scales[at / SCALED_TOGETHER];
+        assert!((value - f32::from(*code) * scale).abs() <= scale * 0.5001, "{at}: {value} {code}");
+    }
+    row[128..].copy_from_slice(&[1e-42, 0.0]);
+    row[100] = f32::NEG_INFINITY;
+    narrow_row(&row, &mut codes, &mut scales);
+    assert!(scales[1].is_nan() && scales[0] == 7.0 / 127.0);
+    assert_eq!(codes[128..], [0, 0]);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
-use luthier_generate::GenerateOptions;
+use luthier_generate::{Aids, GenerateOptions};
 use luthier_measure::metrics::prefix_loss::{PrefixTarget, prefix_loss};
 use luthier_train::Recipe;
 use serde::Serialize;
@@ -167,7 +167,7 @@ pub(super) fn sample(arm: &Arm) -> anyhow::Result<luthier_measure::report::Sampl
         &prompt_ids,
         None,
         &options,
-        None,
+        Aids::default(),
         &mut go_on,
     )?;
     Ok(luthier_measure::report::Sample {
