@@ -13,8 +13,9 @@ use std::cell::RefCell;
 
 use crate::blocks::BlockType;
 use crate::isa::{Isa, ROWS, on_processor};
+use crate::packed::{TILE, tile_rows};
 use crate::pool::{self, Shared};
-use inputs::{Inputs, TILE, tile_rows};
+use inputs::Inputs;
 use weights::{Group, Half};
 
 /// Columns that share a scale: 32 products of two numbers up to [`REACH`] stay below 2^31.

@@ -2,8 +2,8 @@
 
 use super::{BLOCK, NOTHING, REACH};
 use crate::isa::{Isa, ROWS, on_processor};
-pub(super) use crate::packed::{TILE, tile_rows};
-use crate::pool::{self, Shared};
+use crate::packed::{AHEAD, Place, each_row};
+use crate::pool::Shared;
 
 /// Rounded rows, in tiles of rows that are multiplied together: of a tile of T rows block after block, in each row after row.
 #[derive(Default)]
@@ -16,11 +16,6 @@ pub(super) struct Inputs {
     pub(super) scales: Vec<f32>,
 }
 
-/// Blocks of a row for whose memory is asked before they are written: other processors have read it last.
-const AHEAD: usize = 8;
-/// Values that a task rounds.
-const TASK_VALUES: usize = 1 << 14;
-
 impl Inputs {
     /// Rounds `rows` rows of `cols` values; memory is used again.
     pub(super) fn round(&mut self, x: &[f32], rows: usize, cols: usize) {
@@ -30,31 +25,13 @@ impl Inputs {
         self.scales.resize(rows * blocks, 0.0);
         let target =
             Target { numbers: Shared::new(&mut self.numbers), scales: Shared::new(&mut self.scales) };
-        let rows_a_task = (TASK_VALUES / cols.max(1)).max(1).next_multiple_of(TILE);
-        pool::run(rows.div_ceil(rows_a_task), &|task| {
-            let (mut tile, end) = (task * rows_a_task, rows.min((task + 1) * rows_a_task));
-            while tile < end {
-                let count = tile_rows(tile, rows);
-                for row in 0..count {
-                    let place = Place { first: tile * blocks + row, step: count };
-                    round_row(&x[(tile + row) * cols..][..cols], &target, place);
-                }
-                tile += count;
-            }
-        });
+        each_row(x, rows, cols, blocks, &|x, place| round_row(x, &target, place));
     }
 }
 
 struct Target<'t> {
     numbers: Shared<'t, i16>,
     scales: Shared<'t, f32>,
-}
-
-/// Where a row's blocks go: the number of the first, and how many further each next one is.
-#[derive(Clone, Copy)]
-struct Place {
-    first: usize,
-    step: usize,
 }
 
 on_processor! {

@@ -38,7 +38,7 @@ pub(super) struct Wanted {
 }
 
 /// Blocks of a row for whose memory is asked before they are written: other processors have read it last.
-const AHEAD: usize = 8;
+pub(crate) const AHEAD: usize = 8;
 /// Values that a task rounds.
 const TASK_VALUES: usize = 1 << 14;
 
@@ -73,19 +73,30 @@ impl Activations {
             seeds: Shared::new(&mut self.seeds),
             sums: Shared::new(&mut self.sums),
         };
-        let rows_a_task = (TASK_VALUES / cols.max(1)).max(1).next_multiple_of(TILE);
-        pool::run(rows.div_ceil(rows_a_task), &|task| {
-            let (mut tile, end) = (task * rows_a_task, rows.min((task + 1) * rows_a_task));
-            while tile < end {
-                let count = tile_rows(tile, rows);
-                for row in 0..count {
-                    let place = Place { first: tile * blocks + row, step: count };
-                    round_row(&x[(tile + row) * cols..][..cols], wanted, &target, place);
-                }
-                tile += count;
-            }
-        });
+        each_row(x, rows, cols, blocks, &|x, place| round_row(x, wanted, &target, place));
     }
+}
+
+/// Calls `work` with every row of `cols` values and where its `blocks` blocks go, on all threads.
+pub(crate) fn each_row(
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+    blocks: usize,
+    work: &(dyn Fn(&[f32], Place) + Sync),
+) {
+    let rows_a_task = (TASK_VALUES / cols.max(1)).max(1).next_multiple_of(TILE);
+    pool::run(rows.div_ceil(rows_a_task), &|task| {
+        let (mut tile, end) = (task * rows_a_task, rows.min((task + 1) * rows_a_task));
+        while tile < end {
+            let count = tile_rows(tile, rows);
+            for row in 0..count {
+                let place = Place { first: tile * blocks + row, step: count };
+                work(&x[(tile + row) * cols..][..cols], place);
+            }
+            tile += count;
+        }
+    });
 }
 
 struct Target<'t> {
@@ -97,9 +108,9 @@ struct Target<'t> {
 
 /// Where a row's blocks go: the number of the first, and how many further each next one is.
 #[derive(Clone, Copy)]
-struct Place {
-    first: usize,
-    step: usize,
+pub(crate) struct Place {
+    pub(crate) first: usize,
+    pub(crate) step: usize,
 }
 
 on_processor! {

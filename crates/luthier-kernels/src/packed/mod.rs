@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::isa::ROWS;
+pub(crate) use activations::{AHEAD, Place, TILE, each_row, tile_rows};
 use activations::{Activations, Wanted};
-pub(crate) use activations::{TILE, tile_rows};
 use codes::BLOCK;
 use format::{Format, group_bytes, pack_group, units, with_format};
 use levels::{Levels, SCALED};
