@@ -28,22 +28,28 @@ pub struct Peaks {
 
 /// Measures them.
 pub fn measure() -> Peaks {
-    let products = 2.0 * (SIDE * SIDE * SIDE) as f64 / 1e9;
-    let (a, b) = (vec![0.5f32; SIDE * SIDE], vec![0.25f32; SIDE * SIDE]);
-    let mut c = vec![0f32; SIDE * SIDE];
-    let f32_gflop_per_s = products
-        / best(|| {
-            matmul(SIDE, SIDE, SIDE, View::rows(&a, SIDE), View::rows(&b, SIDE), &mut c, Write::Overwrite);
-        });
-    let source = vec![1u8; SIDE * SIDE / 32 * 34];
-    let mut target = vec![0u8; Packed::bytes_for(Kind::Blocks(BlockType::Q8_0), SIDE, SIDE).unwrap_or(0)];
-    let layout = Packed::pack(Stored::Blocks(BlockType::Q8_0, &source), SIDE, SIDE, &mut target);
-    let whole = Packed::new(layout, SharedBytes::from_vec(target), Precision::Fast);
-    let int8_gop_per_s = products / best(|| whole.multiply(&a, SIDE, &mut c));
+    let [f32_gflop_per_s, int8_gop_per_s] = products(SIDE, ROUNDS);
     // Untouched pages are all one page of zeros.
     let memory = vec![1u8; MEMORY_BYTES];
-    let memory_gb_per_s = MEMORY_BYTES as f64 / 1e9 / best(|| read_all(&memory));
+    let memory_gb_per_s = MEMORY_BYTES as f64 / 1e9 / best(ROUNDS, || read_all(&memory));
     Peaks { f32_gflop_per_s, int8_gop_per_s, memory_gb_per_s }
+}
+
+/// Billions of multiplications and additions a second of products of two square matrices: in f32, in whole numbers of 8
+/// bits.
+pub fn products(side: usize, rounds: usize) -> [f64; 2] {
+    let operations = 2.0 * (side * side * side) as f64 / 1e9;
+    let (a, b) = (vec![0.5f32; side * side], vec![0.25f32; side * side]);
+    let mut c = vec![0f32; side * side];
+    let in_f32 = best(rounds, || {
+        matmul(side, side, side, View::rows(&a, side), View::rows(&b, side), &mut c, Write::Overwrite);
+    });
+    let source = vec![1u8; side * side / 32 * 34];
+    let mut target = vec![0u8; Packed::bytes_for(Kind::Blocks(BlockType::Q8_0), side, side).unwrap_or(0)];
+    let layout = Packed::pack(Stored::Blocks(BlockType::Q8_0, &source), side, side, &mut target);
+    let whole = Packed::new(layout, SharedBytes::from_vec(target), Precision::Fast);
+    let in_whole = best(rounds, || whole.multiply(&a, side, &mut c));
+    [operations / in_f32, operations / in_whole]
 }
 
 impl Peaks {
@@ -58,9 +64,9 @@ impl Peaks {
 }
 
 /// Seconds of the fastest round, after one that does not count.
-fn best(mut work: impl FnMut()) -> f64 {
+pub fn best(rounds: usize, mut work: impl FnMut()) -> f64 {
     work();
-    let seconds = (0..ROUNDS).map(|_| {
+    let seconds = (0..rounds).map(|_| {
         let started = Instant::now();
         work();
         started.elapsed().as_secs_f64()
@@ -68,7 +74,8 @@ fn best(mut work: impl FnMut()) -> f64 {
     seconds.fold(f64::INFINITY, f64::min)
 }
 
-fn read_all(bytes: &[u8]) {
+/// Reads every byte, on all threads.
+pub fn read_all(bytes: &[u8]) {
     let part = bytes.len().div_ceil(pool::threads() * 4).next_multiple_of(64);
     pool::run(bytes.len().div_ceil(part), &|task| {
         let bytes = &bytes[task * part..bytes.len().min((task + 1) * part)];

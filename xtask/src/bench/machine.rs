@@ -2,13 +2,9 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
-use luthier_kernels::blocks::BlockType;
-use luthier_kernels::bytes::SharedBytes;
-use luthier_kernels::matmul::{View, Write, matmul};
-use luthier_kernels::packed::{Kind, Packed, Precision, Stored};
+use luthier::peaks::{best, products, read_all};
 use luthier_kernels::pages::LargePages;
 use luthier_kernels::pool;
 use serde_json::json;
@@ -29,15 +25,7 @@ const SIDE: usize = 1024;
 pub(super) fn run(arguments: &[String]) -> Result<()> {
     let (rounds, threads) = (number(arguments, "--rounds", 5)?.max(1), number(arguments, "--threads", 2)?);
     pool::set_threads(threads);
-    let products = 2.0 * (SIDE * SIDE * SIDE) as f64 / 1e9;
-    let (a, b) = (vec![0.5f32; SIDE * SIDE], vec![0.25f32; SIDE * SIDE]);
-    let mut c = vec![0f32; SIDE * SIDE];
-    let f32_gflops = products
-        / best(rounds, || {
-            matmul(SIDE, SIDE, SIDE, View::rows(&a, SIDE), View::rows(&b, SIDE), &mut c, Write::Overwrite);
-        });
-    let weights = whole_numbers();
-    let int8_gops = products / best(rounds, || weights.multiply(&a, SIDE, &mut c));
+    let [f32_gflops, int8_gops] = products(SIDE, rounds);
     let memory = touched()?;
     let memory_gb = MEMORY_BYTES as f64 / 1e9 / best(rounds, || read_all(memory.as_ref()));
     const TURNS: usize = 64;
@@ -73,40 +61,6 @@ fn touched() -> Result<LargePages> {
     let mut memory = LargePages::zeroed(MEMORY_BYTES)?;
     memory.as_mut().fill(1);
     Ok(memory)
-}
-
-/// Seconds of the fastest run, after one that does not count.
-fn best(rounds: usize, mut work: impl FnMut()) -> f64 {
-    work();
-    let seconds = (0..rounds).map(|_| {
-        let started = Instant::now();
-        work();
-        started.elapsed().as_secs_f64()
-    });
-    seconds.fold(f64::INFINITY, f64::min)
-}
-
-/// A matrix of bytes for products with inputs of 8 bits.
-fn whole_numbers() -> Packed {
-    let source = vec![1u8; SIDE * SIDE / 32 * 34];
-    let mut target = vec![0u8; Packed::bytes_for(Kind::Blocks(BlockType::Q8_0), SIDE, SIDE).unwrap_or(0)];
-    let layout = Packed::pack(Stored::Blocks(BlockType::Q8_0, &source), SIDE, SIDE, &mut target);
-    Packed::new(layout, SharedBytes::from_vec(target), Precision::Fast)
-}
-
-/// Reads every byte, on all threads.
-fn read_all(bytes: &[u8]) {
-    let part = bytes.len().div_ceil(pool::threads() * 4).next_multiple_of(64);
-    pool::run(bytes.len().div_ceil(part), &|task| {
-        let bytes = &bytes[task * part..bytes.len().min((task + 1) * part)];
-        let mut sums = [0u64; 16];
-        for line in bytes.chunks_exact(128) {
-            for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
-                *sum ^= u64::from_le_bytes(word.try_into().expect("eight bytes"));
-            }
-        }
-        black_box(sums);
-    });
 }
 
 /// Gigabytes a second of reading a file that the system has in memory, and of copying it and waiting for the disk.
