@@ -37,10 +37,10 @@ pub struct StepTimes {
     pub memory: Option<MemoryPlan>,
 }
 
-/// Trains every weight, or an adapter alone, with AdamW (betas 0.9 and 0.95, decay 0.1) in f32 for the warm-up and `n_steps` steps on `batch`
-/// rows of `sequence_length` seeded random tokens. A decoder-only model predicts each next token of a row; an
-/// encoder-decoder reads the first half of it and predicts the second. The model's weights must be trainable, beside an adapter
-/// frozen. With a memory budget the process keeps to it by computing layers again.
+/// Trains every weight, or an adapter alone, with AdamW (betas 0.9 and 0.95, decay 0.1) in f32 for the warm-up and `n_steps`
+/// steps on `batch` rows of `sequence_length` seeded random tokens. A decoder-only model predicts each next token of a row;
+/// an encoder-decoder reads the first half of it and predicts the second. The model's weights must be trainable, beside an
+/// adapter frozen. With a memory budget the process keeps to it by computing layers again.
 pub fn bench_step(
     model: &mut dyn Model,
     adapter: Option<&AdapterRecipe>,
